@@ -1,0 +1,30 @@
+"""The errors that lficam raises on purpose. Each says: argument, what was expected, what came, what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LficamError(Exception):
+    """The root of all errors of lficam; the command line prints it as one sentence and exits with 2."""
+
+
+class InvalidInputError(LficamError, ValueError):
+    """An argument, an image or a setting that cannot be worked with."""
+
+
+class UnknownNameError(InvalidInputError):
+    """A name that nothing is registered under; the message lists the known ones, the nearest first."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        names = sorted(known)
+        nearest = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}.")
+
+
+class DataError(LficamError):
+    """A data source that is missing, empty, unreadable or does not fit the model."""
+
+
+class RunError(LficamError):
+    """A run directory that is missing, damaged, or in the way."""

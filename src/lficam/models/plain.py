@@ -1,0 +1,117 @@
+"""A trunk behind the contract, without attention: the plain CNN, and what LFI-CAM and ABN have in common with it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from lficam import functional as LF
+from lficam.contract import ClassIndex, ModelConfig, Prediction, check_images, resolve_class_idx
+from lficam.errors import InvalidInputError
+from lficam.models import hub
+from lficam.models.backbones import linear_head, pre_pool, reduction
+
+
+class Attended(NamedTuple):
+    """The last map after the attention mechanism (N, K, h, w), the map (N, 1, h, w) and weights (N, K) that made it."""
+
+    features: Tensor
+    attention: Tensor | None = None
+    importance: Tensor | None = None
+
+
+class PlainClassifier(nn.Module):
+    """The plain CNN: no attention, but exact class evidence in the same pass.
+
+    Args:
+        backbone: timm's interface, see `lficam.models.backbones`.
+
+    >>> import torch, lficam
+    >>> model = lficam.create_model("cifar_resnet20", method="plain").eval()
+    >>> prediction = model.explain(torch.zeros(2, 3, 32, 32))
+    >>> prediction.logits.shape, prediction.evidence.shape, prediction.attention
+    (torch.Size([2, 10]), torch.Size([2, 1, 8, 8]), None)
+    """
+
+    config: ModelConfig
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write ``config.json`` and ``model.safetensors`` to a directory; `lficam.load` reads them.
+
+        Returns:
+            The directory.
+        """
+        return hub.write(directory, self.config.to_dict(), self.state_dict())
+
+    @property
+    def linear_head(self) -> nn.Linear | None:
+        """The linear layer behind global average pooling; None where anything else stands between."""
+        return linear_head(self.backbone)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to the last map before pooling, (N, K, h, w).
+
+        Raises:
+            InvalidInputError: not a floating-point batch of that shape, or smaller than one grid cell.
+        """
+        self.check_images(images)
+        return self.backbone.forward_features(images)
+
+    def check_images(self, images: Tensor) -> None:
+        """Refuse images of a wrong shape or type, and those too small to leave one grid cell."""
+        check_images(images)
+        smallest = reduction(self.backbone)
+        if min(images.shape[-2:]) < smallest:
+            raise InvalidInputError(
+                f"images: expected at least {smallest} x {smallest} pixels for this backbone, "
+                f"got {tuple(images.shape[-2:])}; resize them."
+            )
+
+    def attend(self, features: Tensor, images: Tensor) -> Attended:  # noqa: ARG002 - LFI-CAM looks at the images
+        """What stands between the last map and the head: nothing here."""
+        return Attended(features)
+
+    def pooled_features(self, features: Tensor, images: Tensor) -> Tensor:
+        """Exactly the map that global pooling receives, (N, K, h, w)."""
+        return pre_pool(self.backbone)(self.attend(features, images).features)
+
+    def classify(self, features: Tensor, images: Tensor) -> Tensor:
+        """Logits (N, C) from the map of `forward_features`."""
+        return self._head(self.pooled_features(features, images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to logits (N, C)."""
+        return self.classify(self.forward_features(images), images)
+
+    def explain(self, images: Tensor, class_idx: ClassIndex = None) -> Prediction:
+        """Label, attention and signed class evidence in one differentiable pass.
+
+        Args:
+            images: (N, 3, H, W), normalised.
+            class_idx: the class whose evidence is asked for, one for all or one per image; None: the predicted one.
+
+        Returns:
+            `Prediction`. ``evidence.mean(dim=(1, 2, 3)) + bias[class_idx]`` is ``logits[:, class_idx]`` to rounding.
+        """
+        features = self.forward_features(images)
+        attended = self.attend(features, images)
+        logits, evidence = self._answer(attended.features, class_idx)
+        return Prediction(logits, attended.attention, evidence, attended.importance)
+
+    def _answer(self, attended: Tensor, class_idx: ClassIndex) -> tuple[Tensor, Tensor | None]:
+        pooled = pre_pool(self.backbone)(attended)
+        logits = self._head(pooled)
+        head = self.linear_head
+        if head is None:
+            return logits, None
+        return logits, LF.weighted_sum(pooled, head.weight[resolve_class_idx(class_idx, logits)])
+
+    def _head(self, pooled: Tensor) -> Tensor:
+        head = self.linear_head
+        if head is None:
+            return self.backbone.forward_head(pooled)
+        return LF.linear_logits(pooled, head.weight, head.bias)
