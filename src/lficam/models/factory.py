@@ -12,7 +12,6 @@ from lficam.models.backbones import create_backbone
 from lficam.models.lfi import LFIClassifier
 from lficam.models.plain import PlainClassifier
 
-
 _METHODS: dict[str, Callable[[ModelConfig], PlainClassifier]] = {
     "plain": lambda config: PlainClassifier(_backbone(config), **config.options),
     "lfi": lambda config: LFIClassifier(_backbone(config), **config.options),

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,4 +75,4 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _write_whole(path: Path, content: bytes) -> None:
     beside = path.with_name(f".{path.name}.partial")
     beside.write_bytes(content)
-    os.replace(beside, path)
+    beside.replace(path)

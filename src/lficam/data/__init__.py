@@ -1,0 +1,1 @@
+"""Pictures in: sources by name, safe decoding, preprocessing, augmentation and their deterministic order."""

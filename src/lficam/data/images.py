@@ -1,0 +1,90 @@
+"""One decoder for every picture that enters: any common file to (3, H, W) uint8 RGB, or a plain error."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from lficam.errors import DataError
+
+EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+PIXEL_LIMIT = 50_000_000
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether a file's extension is one that `read_image` takes; hidden files are none."""
+    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Decode a picture as people see it: upright, first frame, transparency on white, 16 bit and float scaled to 8.
+
+    Args:
+        path: a BMP, GIF, JPEG, PNG, PPM, TIFF or WebP file.
+
+    Returns:
+        (3, H, W) uint8, RGB.
+
+    Raises:
+        DataError: missing, unreadable, truncated, not a picture, over 50 million pixels (checked before decoding), or
+            with NaN or infinite pixels.
+
+    >>> read_image("no-such-file.png")
+    Traceback (most recent call last):
+    ...
+    lficam.errors.DataError: no-such-file.png: no such file.
+    """
+    return torch.from_numpy(np.array(_decode(Path(path)))).permute(2, 0, 1).contiguous()
+
+
+def _decode(path: Path) -> Image.Image:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; real faults are raised
+            with Image.open(path, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > PIXEL_LIMIT:
+                    raise DataError(f"{path}: {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,}; shrink it.")
+                image.load()
+                return to_rgb(ImageOps.exif_transpose(image), str(path))
+    except DataError:
+        raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: not a picture in one of the formats {', '.join(FORMATS)}.") from error
+    except Exception as error:  # Pillow raises many kinds on broken files (OSError, SyntaxError, ValueError, ...)
+        raise DataError(f"{path}: unreadable picture ({error}).") from error
+
+
+def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
+    """RGB with 8 bits: alpha on white, more than 8 bits scaled (by 65535, or to the picture's own range).
+
+    Raises:
+        DataError: NaN or infinite pixels; ``name`` says where.
+    """
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_to_bytes(np.asarray(image), name)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_bytes(pixels: np.ndarray, name: str) -> np.ndarray:
+    if not np.isfinite(pixels).all():
+        raise DataError(f"{name}: NaN or infinite pixels; mend or remove it.")
+    values = pixels.astype(np.float64)
+    if pixels.dtype == np.uint16 or (values.min() >= 0 and 255 < values.max() <= 65535):
+        low, high = 0.0, 65535.0
+    elif values.min() >= 0 and values.max() <= 1:
+        low, high = 0.0, 1.0
+    elif values.min() >= 0 and values.max() <= 255:
+        low, high = 0.0, 255.0
+    else:
+        low, high = values.min(), values.max()
+    return np.round((values - low) / (high - low) * 255).astype(np.uint8)

@@ -1,0 +1,150 @@
+"""The Lightning data module: batches of uint8 from memory, normalised on the device."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
+
+from lficam.contract import Preprocessing
+from lficam.data.pictures import Pictures
+from lficam.data.sampling import EpochSampler, Key, uniform_draws
+from lficam.data.sources import Source
+from lficam.data.transforms import (
+    BATCH_AUGMENTATIONS,
+    RESIZED_CROP_DRAWS,
+    AugmentationName,
+    normalise,
+    resized_crop_flip,
+)
+from lficam.errors import DataError, UnknownNameError
+
+Batch = tuple[Tensor, Tensor]
+
+
+class TrainingSet(Dataset[Batch]):
+    """Augmented uint8 batches of the keys that `EpochSampler` deals out.
+
+    Args:
+        pictures: the training part.
+        preprocessing: gives the size.
+        augmentation: ``none``, ``crop``, ``crop_flip`` (on prepared pictures, a batch at a time) or
+            ``resized_crop_flip`` (on the pictures in their own size, one at a time).
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self, pictures: Pictures, preprocessing: Preprocessing, augmentation: AugmentationName, seed: int
+    ) -> None:
+        known = [*BATCH_AUGMENTATIONS, "resized_crop_flip"]
+        if augmentation not in known:
+            raise UnknownNameError("augmentation", augmentation, known)
+        by_batch = augmentation in BATCH_AUGMENTATIONS
+        self.pictures = pictures.prepare_all(preprocessing) if by_batch else pictures
+        self.preprocessing, self.augmentation, self.seed = preprocessing, augmentation, seed
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Batch:
+        """Images (N, 3, S, S) uint8 and labels (N,) of some keys."""
+        indices = [key.index for key in keys]
+        labels = self.pictures.labels[indices]
+        if self.augmentation == "resized_crop_flip":
+            draws = uniform_draws(self.seed, keys, RESIZED_CROP_DRAWS)
+            size = self.preprocessing.size
+            crops = [resized_crop_flip(self.pictures.images[i], d, size) for i, d in zip(indices, draws, strict=True)]
+            return torch.stack(crops), labels
+        augmentation = BATCH_AUGMENTATIONS[self.augmentation]
+        images = self.pictures.prepared(indices, self.preprocessing)
+        return augmentation.apply(images, uniform_draws(self.seed, keys, augmentation.draws)), labels
+
+
+class EvaluationSet(Dataset[Batch]):
+    """Prepared uint8 batches, nothing drawn; a rank's share is every world-th picture, never padded."""
+
+    def __init__(self, pictures: Pictures, preprocessing: Preprocessing, rank: int = 0, world: int = 1) -> None:
+        mine = torch.arange(rank, len(pictures), world)
+        self.pictures = (pictures.select(mine) if world > 1 else pictures).prepare_all(preprocessing)
+        self.preprocessing = preprocessing
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """Images (N, 3, S, S) uint8 and labels (N,)."""
+        return self.pictures.prepared(indices, self.preprocessing), self.pictures.labels[list(indices)]
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+class ImageData(pl.LightningDataModule):
+    """Training and validation batches of a source.
+
+    Args:
+        source: with a training part.
+        preprocessing: size and normalisation.
+        batch_size: over all ranks together.
+        augmentation: see `TrainingSet`.
+        seed: of order and augmentation.
+        workers: loading processes; 0 is fastest for sets in memory.
+
+    Raises:
+        DataError: no training pictures, or fewer than ranks.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        preprocessing: Preprocessing,
+        batch_size: int,
+        augmentation: AugmentationName,
+        seed: int,
+        workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if source.train is None:
+            raise DataError(f"data: {source.name} was loaded without training pictures.")
+        self.validation, self.preprocessing = source.validation, preprocessing
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.training_set = TrainingSet(source.train, preprocessing, augmentation, seed)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled from (seed, epoch)."""
+        rank, world = self._place()
+        sampler = EpochSampler(len(self.training_set), self.seed, self.batch_size, rank, world)
+        return self._loader(self.training_set, sampler, self.batch_size // world)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """The validation part in order; no loader where there is none."""
+        if self.validation is None:
+            return []
+        pictures = EvaluationSet(self.validation, self.preprocessing, *self._place())
+        return [self._loader(pictures, SequentialSampler(pictures), max(self.batch_size, 128))]
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002 - Lightning's hook
+        """Normalise on the device, channels last."""
+        images, labels = batch
+        images = normalise(images, self.preprocessing)
+        return images.contiguous(memory_format=torch.channels_last), labels
+
+    def _place(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+    def _loader(self, pictures: Dataset[Batch], sampler: Any, batch_size: int) -> DataLoader:
+        return DataLoader(
+            pictures,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            multiprocessing_context="fork" if self.workers and os.name == "posix" else None,
+        )

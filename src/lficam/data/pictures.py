@@ -1,0 +1,142 @@
+"""A labelled set of pictures, in memory or on disk, with the objects it knows of."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from lficam.contract import Preprocessing
+from lficam.data.images import read_image
+from lficam.data.transforms import prepare
+from lficam.errors import DataError
+
+IN_MEMORY_BYTES = 2 * 2**30
+_PROGRESS_FROM = 2_000
+
+
+class PictureFiles(Sequence[Tensor]):
+    """Pictures decoded each time they are asked for: what a set too large for memory is."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        return read_image(self.paths[index])
+
+
+@dataclass
+class Pictures:
+    """A labelled set of pictures.
+
+    Attributes:
+        images: (3, H, W) uint8 each: a tensor (N, 3, H, W) where all have one size, else a sequence.
+        labels: (N,) int64.
+        class_names: C names.
+        names: one name a picture, for people.
+        boxes: (N, D, 4) float, the D objects of each picture as (x1, y1, x2, y2) in pixels, x2 and y2 exclusive; NaN
+            where an object is missing. None where the set knows no objects.
+        masks: (N, D, H, W) bool, the objects' pixels; None where the set knows none.
+        object_labels: (N, D) int64, -1 where an object is missing.
+        groups: (N,) int64; pictures of one group stay on one side of every split.
+    """
+
+    images: Sequence[Tensor] | Tensor
+    labels: Tensor
+    class_names: list[str]
+    names: list[str]
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
+    object_labels: Tensor | None = None
+    groups: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: Tensor) -> "Pictures":
+        """The pictures at ``indices``, in that order."""
+        chosen = indices.tolist()
+        images: Sequence[Tensor] | Tensor
+        if isinstance(self.images, Tensor):
+            images = self.images[indices]
+        elif isinstance(self.images, PictureFiles):
+            images = PictureFiles([self.images.paths[i] for i in chosen])
+        else:
+            images = [self.images[i] for i in chosen]
+        of_each = {
+            field: None if getattr(self, field) is None else getattr(self, field)[indices]
+            for field in ("boxes", "masks", "object_labels", "groups")
+        }
+        names = [self.names[i] for i in chosen]
+        return replace(self, images=images, labels=self.labels[indices], names=names, **of_each)
+
+    def prepared(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensor:
+        """Some pictures as the network sees them but for normalisation, (n, 3, size, size) uint8."""
+        side = (preprocessing.size, preprocessing.size)
+        if isinstance(self.images, Tensor) and tuple(self.images.shape[-2:]) == side == (preprocessing.resize,) * 2:
+            return self.images[torch.as_tensor(indices)]
+        return torch.stack([prepare(self.images[i], preprocessing) for i in indices])
+
+    def prepare_all(self, preprocessing: Preprocessing) -> "Pictures":
+        """The same set with every picture prepared once and kept; one too large for memory stays on disk.
+
+        Boxes and masks are in the picture's own pixels and would not fit any more, so a set that has them must already
+        have the network's size.
+        """
+        if isinstance(self.images, PictureFiles):
+            return self
+        return replace(self, images=self.prepared(range(len(self)), preprocessing))
+
+    def batches(self, preprocessing: Preprocessing, size: int) -> Iterator[tuple[Tensor, slice]]:
+        """Prepared batches in order, each with the slice of the set that it is."""
+        for start in range(0, len(self), size):
+            part = slice(start, min(start + size, len(self)))
+            yield self.prepared(range(part.start, part.stop), preprocessing), part
+
+
+def read_files(paths: Sequence[Path], description: str) -> Sequence[Tensor] | Tensor:
+    """Decode files once into memory, in parallel; leave them on disk where they would take more than 2 GiB.
+
+    Raises:
+        DataError: unreadable files; the first ones are named.
+    """
+    if _decoded_bytes(paths) > IN_MEMORY_BYTES:
+        return PictureFiles(paths)
+    with ThreadPoolExecutor() as pool:
+        reading = pool.map(_read_or_error, paths)
+        if len(paths) >= _PROGRESS_FROM:
+            reading = track(reading, description=f"reading {description}", total=len(paths), transient=True)
+        results = list(reading)
+    broken = [result for result in results if isinstance(result, DataError)]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise DataError(f"data: {broken[0]}{more} Mend or remove the file.")
+    images: list[Tensor] = results
+    return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+
+
+def _read_or_error(path: Path) -> Tensor | DataError:
+    try:
+        return read_image(path)
+    except DataError as error:
+        return error
+
+
+def _decoded_bytes(paths: Sequence[Path]) -> float:
+    """The set's size in memory, from the headers of at most 200 files spread over it."""
+    sample = paths[:: max(len(paths) // 200, 1)]
+    pixels = []
+    for path in sample:
+        try:
+            with Image.open(path) as image:
+                pixels.append(image.width * image.height)
+        except Exception:  # unreadable files are reported where they are read
+            continue
+    return 3 * len(paths) * sum(pixels) / max(len(pixels), 1)

@@ -1,0 +1,75 @@
+"""Order from (seed, epoch), augmentation from (seed, epoch, index): nothing depends on workers, ranks or a resume."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+
+class Key(NamedTuple):
+    """One picture in one epoch: all that its augmentation may depend on, beside the seed."""
+
+    epoch: int
+    index: int
+
+
+@functools.lru_cache(maxsize=64)
+def _stream(seed: int, epoch: int) -> int:
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
+
+
+def uniform_draws(seed: int, keys: Sequence[Key], count: int) -> Tensor:
+    """``count`` numbers in [0, 1) for each key, (N, count) float32, the same whatever stands beside it in a batch.
+
+    >>> alone = uniform_draws(0, [Key(3, 7)], 2)
+    >>> bool((uniform_draws(0, [Key(0, 1), Key(3, 7)], 2)[1] == alone[0]).all())
+    True
+    """
+    generator = torch.Generator()
+    draws = torch.empty(len(keys), count)
+    for row, (epoch, index) in zip(draws, keys, strict=True):
+        # Seeds of one epoch are consecutive, so no two pictures share one; the generator reads 32 bits.
+        generator.manual_seed((_stream(seed, epoch) + index) % 2**32)
+        torch.rand(count, generator=generator, out=row)
+    return draws
+
+
+class EpochSampler(Sampler[Key]):
+    """The keys of one epoch, shuffled from (seed, epoch) and shared out among the ranks.
+
+    Rank r takes every world-th key from the r-th on, so that the ranks' batches of B / world are together the batch
+    of B that a single process would see. Training drops what does not fill a global batch (never the only one).
+
+    Args:
+        size: number of pictures.
+        seed: of the order.
+        global_batch: B, over all ranks.
+        rank: this process.
+        world: number of processes.
+
+    >>> sampler = EpochSampler(5, seed=0, global_batch=2)
+    >>> sampler.set_epoch(3)
+    >>> [key.epoch for key in sampler]
+    [3, 3, 3, 3]
+    """
+
+    def __init__(self, size: int, seed: int, global_batch: int, rank: int = 0, world: int = 1) -> None:
+        self.size, self.seed, self.rank, self.world = size, seed, rank, world
+        self.used = size // global_batch * global_batch or size // world * world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next; Lightning calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.used // self.world
+
+    def __iter__(self) -> Iterator[Key]:
+        generator = torch.Generator().manual_seed(_stream(self.seed, self.epoch))
+        order = torch.randperm(self.size, generator=generator)[: self.used]
+        return (Key(self.epoch, index) for index in order[self.rank :: self.world].tolist())

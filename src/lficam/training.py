@@ -1,0 +1,442 @@
+"""From a recipe to a run directory: the Lightning task, resumption, and the files that a run leaves."""
+
+import csv
+import json
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+import yaml
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torchmetrics.aggregation import MeanMetric
+from torchmetrics.functional import accuracy
+
+from lficam.contract import ModelConfig, Prediction, Preprocessing
+from lficam.data.module import Batch, ImageData
+from lficam.data.sources import Source, load_source
+from lficam.errors import InvalidInputError, RunError
+from lficam.models.factory import build
+from lficam.models.hub import CONFIG_FILE
+from lficam.models.plain import PlainClassifier
+from lficam.recipes import Recipe
+
+RECIPE_FILE = "recipe.yaml"
+METRICS_FILE = "metrics.json"
+CURVES_FILE = "metrics.csv"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass
+class Run:
+    """A finished run: where it is, its trained model in eval mode, and the content of ``metrics.json``."""
+
+    directory: Path
+    model: PlainClassifier
+    metrics: dict[str, Any]
+
+
+def classification_loss(prediction: Prediction, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of the logits (section 3.4), plus that of the attention branch's own logits (ABN).
+
+    >>> classification_loss(Prediction(torch.zeros(1, 2)), torch.tensor([0])).item() == torch.tensor(2.0).log().item()
+    True
+    """
+    loss = F.cross_entropy(prediction.logits, labels, label_smoothing=label_smoothing)
+    if prediction.attention_logits is not None:
+        loss = loss + F.cross_entropy(prediction.attention_logits, labels, label_smoothing=label_smoothing)
+    return loss
+
+
+class ClassificationTask(pl.LightningModule):
+    """Train a model on labelled images with SGD; loss and accuracy per epoch.
+
+    Args:
+        model: of `lficam.create_model`.
+        recipe: optimiser and schedule.
+    """
+
+    def __init__(self, model: PlainClassifier, recipe: Recipe) -> None:
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        self.means = nn.ModuleDict(
+            {name: MeanMetric() for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's hook
+        """One step's loss."""
+        loss, right = self._loss_and_accuracy(batch)
+        self._collect("train", loss, right, len(batch[1]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's hook
+        """Collect loss and accuracy."""
+        self._collect("val", *self._loss_and_accuracy(batch), len(batch[1]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Make ``val_accuracy`` known to the checkpoint that keeps the best."""
+        self.log("val_accuracy", self.means["val_accuracy"].compute(), sync_dist=False)
+
+    def epoch_means(self) -> dict[str, float]:
+        """The epoch's figures over all ranks; those that were not collected are left out. Starts the next epoch."""
+        figures = {name: mean.compute().item() for name, mean in self.means.items() if mean.update_called}
+        for mean in self.means.values():
+            mean.reset()
+        return figures
+
+    def configure_optimizers(self) -> Any:
+        """SGD; the paper's steps at 50 and 75 percent of the epochs, or one cycle."""
+        recipe = self.recipe
+        optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+        )
+        if recipe.schedule == "step":
+            milestones = [recipe.epochs // 2, recipe.epochs * 3 // 4]
+            steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+            return [optimizer], [{"scheduler": steps, "interval": "epoch"}]
+        total = int(self.trainer.estimated_stepping_batches)
+        cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=max(total, 2))
+        return [optimizer], [{"scheduler": cycle, "interval": "step"}]
+
+    def _loss_and_accuracy(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        images, labels = batch
+        prediction = self.model.explain(images)
+        loss = classification_loss(prediction, labels, self.recipe.label_smoothing)
+        right = accuracy(prediction.logits, labels, "multiclass", num_classes=prediction.logits.shape[1])
+        return loss, right
+
+    def _collect(self, part: str, loss: Tensor, right: Tensor, count: int) -> None:
+        self.means[f"{part}_loss"].update(loss.detach(), count)
+        self.means[f"{part}_accuracy"].update(right, count)
+
+
+class RunFiles(pl.Callback):
+    """Append a row an epoch to ``metrics.csv``; a resumed run drops the rows that it is about to make again."""
+
+    FIELDS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "seconds", "images_per_second")
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / CURVES_FILE
+        self.seen = 0
+        self.started = 0.0
+        self.rate = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Keep the rows of finished epochs only."""
+        if trainer.is_global_zero:
+            rows = [row for row in read_curves(self.path.parent) if int(row["epoch"]) < trainer.current_epoch]
+            with self.path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.FIELDS)
+                writer.writeheader()
+                writer.writerows(rows)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Start the clock."""
+        self.started, self.seen = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:  # noqa: ARG002
+        """Count pictures; validation time does not count."""
+        self.seen += len(batch[1]) * trainer.world_size
+        self.rate = self.seen / (time.perf_counter() - self.started)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the epoch's row, and tell the loggers."""
+        assert isinstance(pl_module, ClassificationTask)
+        figures = pl_module.epoch_means()
+        figures |= {
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "seconds": time.perf_counter() - self.started,
+            "images_per_second": self.rate,
+        }
+        if trainer.is_global_zero:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.FIELDS).writerow({"epoch": trainer.current_epoch, **figures})
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, trainer.global_step)
+
+
+class TrainingProgress(pl.Callback):
+    """One bar for the whole training: epoch, loss, accuracy, images a second, time left; a line an epoch in a log."""
+
+    def __init__(self, files: RunFiles) -> None:
+        self.files = files
+        self.console = Console(stderr=True)
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Show the bar, where a resumed run stands."""
+        if not trainer.is_global_zero:
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+        clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
+        self.bar = Progress(*columns, *clocks, console=self.console, disable=not self.console.is_terminal)
+        total = int(trainer.estimated_stepping_batches)
+        self.task = self.bar.add_task("training", total=total, completed=trainer.global_step)
+        self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:  # noqa: ARG002
+        """Move on; the figures are refreshed every 10 steps."""
+        if self.bar is None:
+            return
+        self.bar.advance(self.task)
+        if batch_idx % 10 == 0:
+            assert isinstance(pl_module, ClassificationTask)
+            loss, right = (pl_module.means[name].compute().item() for name in ("train_loss", "train_accuracy"))
+            epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+            figures = f"loss {loss:.3f}  accuracy {right:.1%}  {self.files.rate:.0f} images/s"
+            self.bar.update(self.task, description=f"{epoch}  {figures}")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Leave a line behind."""
+        if trainer.is_global_zero:
+            row = read_curves(self.files.path.parent)[-1]
+            held = f"  validation {float(row['val_accuracy']):.1%}" if row["val_accuracy"] else ""
+            self.console.print(
+                f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(row['train_loss']):.3f}  "
+                f"accuracy {float(row['train_accuracy']):.1%}{held}  {float(row['images_per_second']):.0f} images/s  "
+                f"{float(row['seconds']):.0f} s",
+                highlight=False,
+            )
+
+    def close(self) -> None:
+        """Take the bar away, however training ended."""
+        if self.bar is not None:
+            self.bar.stop()
+
+
+def read_curves(directory: Path) -> list[dict[str, str]]:
+    """The rows of a run's ``metrics.csv``; none where there is no such file yet."""
+    path = directory / CURVES_FILE
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | None = None) -> Run:
+    """Train a model by a recipe and leave a run directory.
+
+    Args:
+        recipe: what to train, on what, how.
+        out: the run directory: new, empty, or a run of the same recipe.
+        resume: ``auto`` goes on where the run in ``out`` stopped (a finished one is returned as it is), ``never``
+            asks for a new or empty directory.
+        source: the data, if it is loaded already; else ``recipe.data`` is.
+
+    Returns:
+        The run; its model is in eval mode on the CPU, with the weights of the best validation accuracy, or the last
+        ones where there is no validation part. The test part is not touched.
+
+    Raises:
+        InvalidInputError: a setting out of its range.
+        DataError: data that cannot be trained on.
+        RunError: ``out`` holds something else, or a run of another recipe.
+    """
+    recipe.check()
+    directory = Path(out)
+    _claim(directory, recipe, resume)
+    finished = directory / METRICS_FILE
+    if finished.is_file():
+        return _open(directory)
+    source = source or load_source(recipe.data, recipe.image_size, recipe.val_fraction, recipe.seed)
+    pl.seed_everything(recipe.seed, verbose=False)
+    preprocessing = Preprocessing(recipe.image_size, recipe.resize or recipe.image_size, recipe.mean, recipe.std)
+    model = build(_model_config(recipe, source, preprocessing))
+    data = ImageData(source, preprocessing, recipe.batch_size, recipe.augmentation, recipe.seed, recipe.workers)
+    task = ClassificationTask(model, recipe)
+    trainer, best, progress = _trainer(recipe, directory, validated=source.validation is not None)
+    _set_modes(model, recipe)
+    model.to(memory_format=torch.channels_last)
+    last = directory / CHECKPOINTS / "last.ckpt"
+    with _quiet():
+        try:
+            checkpoint = str(last) if last.is_file() else None
+            trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        finally:
+            progress.close()
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if trainer.is_global_zero:
+        _finish(directory, task, trainer, best)
+    trainer.strategy.barrier()
+    return _open(directory)
+
+
+def _model_config(recipe: Recipe, source: Source, preprocessing: Preprocessing) -> ModelConfig:
+    return ModelConfig(
+        backbone=recipe.model.backbone,
+        backbone_args=dict(recipe.model.backbone_args),
+        method=recipe.model.method,
+        options=recipe.model.method_options(),
+        num_classes=len(source.test.class_names),
+        class_names=list(source.test.class_names),
+        preprocessing=preprocessing,
+    )
+
+
+def _claim(directory: Path, recipe: Recipe, resume: str) -> None:
+    """Take a directory for a run: write its recipe into a new or empty one, accept one of the same recipe."""
+    if resume not in ("auto", "never"):
+        raise InvalidInputError(f"resume: expected 'auto' or 'never', got {resume!r}.")
+    if directory.exists() and not directory.is_dir():
+        raise RunError(f"out: {directory} is a file; name a directory.")
+    present = directory.is_dir() and any(directory.iterdir())
+    path = directory / RECIPE_FILE
+    if present and not path.is_file():
+        raise RunError(f"out: {directory} holds other content; name a new or empty directory. Nothing was changed.")
+    if present and resume == "never":
+        raise RunError(f"out: {directory} holds a run already; name another directory, or pass --resume auto.")
+    if present:
+        _require_same(path, recipe)
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+
+
+def _require_same(path: Path, recipe: Recipe) -> None:
+    stored, asked = yaml.safe_load(path.read_text()), recipe.to_dict()
+    changed = [key for key in asked if stored.get(key) != asked[key]]
+    if changed:
+        key = changed[0]
+        raise RunError(
+            f"out: {path.parent} holds a run with {key} {stored.get(key)}, not {asked[key]}; "
+            "name another directory, or ask for the same settings."
+        )
+
+
+def _set_modes(model: PlainClassifier, recipe: Recipe) -> None:
+    """Training mode, which Lightning leaves to us; frozen parts stay in eval mode."""
+    model.train()
+    if recipe.freeze == "batch_norm":
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval().requires_grad_(False)
+
+
+def native_bfloat16(device: str) -> bool:
+    """Whether bfloat16 is computed natively on ``cpu`` or ``cuda`` here."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` to the best device here, others checked.
+
+    Raises:
+        InvalidInputError: a device that this machine does not have.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name, here in available.items() if here)
+    if not available.get(device, False):
+        here = ", ".join(name for name, present in available.items() if present)
+        raise InvalidInputError(f"device: got {device}, but this machine has {here}.")
+    return device
+
+
+def _trainer(recipe: Recipe, directory: Path, validated: bool) -> tuple[pl.Trainer, ModelCheckpoint, TrainingProgress]:
+    device = resolve_device(recipe.device)
+    bfloat16 = recipe.precision == "bf16" or (recipe.precision == "auto" and native_bfloat16(device))
+    best = ModelCheckpoint(
+        directory / CHECKPOINTS,
+        filename="best",
+        monitor="val_accuracy" if validated else None,
+        mode="max",
+        save_last=True,
+        enable_version_counter=False,
+    )
+    files = RunFiles(directory)
+    progress = TrainingProgress(files)
+    with _quiet():
+        trainer = pl.Trainer(
+            accelerator=device,
+            devices=recipe.devices,
+            strategy="ddp" if recipe.devices > 1 else "auto",
+            precision="bf16-mixed" if bfloat16 else "32-true",
+            max_epochs=recipe.epochs,
+            # The row of an epoch is written before its checkpoint, so that a resumed run never misses one.
+            callbacks=[files, progress, best],
+            logger=TensorBoardLogger(directory, name="tensorboard", version=""),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=50,
+        )
+    return trainer, best, progress
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's hints are for those who write training scripts; our users have a bar and plain errors."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.filterwarnings("ignore", module="lightning_fabric")
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+        yield
+
+
+def _finish(directory: Path, task: ClassificationTask, trainer: pl.Trainer, best: ModelCheckpoint) -> None:
+    """Write config.json and model.safetensors from the best or last weights, and metrics.json last of all."""
+    model, recipe = task.model, task.recipe
+    curves = read_curves(directory)
+    chosen = len(curves) - 1
+    if best.monitor:
+        chosen = max(range(len(curves)), key=lambda epoch: float(curves[epoch]["val_accuracy"]))
+        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        prefix = "model."
+        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        model.load_state_dict(weights)
+    metrics = {
+        "epochs": recipe.epochs,
+        "chosen_epoch": chosen,
+        "chosen_by": "best accuracy on the validation part" if best.monitor else "last epoch (no validation part)",
+        "val_accuracy": float(curves[chosen]["val_accuracy"]) if best.monitor else None,
+        "train_accuracy": float(curves[chosen]["train_accuracy"]),
+        "train_loss": float(curves[chosen]["train_loss"]),
+        "training_seconds": round(sum(float(row["seconds"]) for row in curves), 1),
+        "seconds_per_epoch": round(sum(float(row["seconds"]) for row in curves) / len(curves), 2),
+    }
+    model.config.training = {
+        "data": recipe.data,
+        "epochs": recipe.epochs,
+        "seed": recipe.seed,
+        "precision": str(trainer.precision),
+        "device": trainer.strategy.root_device.type,
+        "processes": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **{key: metrics[key] for key in ("chosen_epoch", "training_seconds")},
+    }
+    model.save_pretrained(directory)
+    (directory / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def _open(directory: Path) -> Run:
+    from lficam.models.factory import load  # noqa: PLC0415
+
+    metrics = json.loads((directory / METRICS_FILE).read_text())
+    return Run(directory, load(directory), metrics)
+
+
+__all__ = ["CONFIG_FILE", "ClassificationTask", "Run", "classification_loss", "fit", "read_curves", "resolve_device"]
