@@ -1,6 +1,6 @@
 """What an explainer, a metric and a report know of a model: a prediction, and how to ask for it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -30,6 +30,10 @@ class Prediction(NamedTuple):
     evidence: Tensor | None = None
     importance: Tensor | None = None
     attention_logits: Tensor | None = None
+
+    def cpu(self) -> "Prediction":
+        """The same on the CPU."""
+        return Prediction(self.logits.cpu(), *(None if part is None else part.cpu() for part in self[1:]))
 
 
 @dataclass(frozen=True)
@@ -100,9 +104,8 @@ class ModelConfig:
         values = dict(values)
         pictures = values.get("preprocessing")
         if pictures is not None:
-            values["preprocessing"] = Preprocessing(
-                **{key: tuple(value) if isinstance(value, list) else value for key, value in pictures.items()}
-            )
+            mean, std = tuple(pictures["mean"]), tuple(pictures["std"])
+            values["preprocessing"] = Preprocessing(pictures["size"], pictures["resize"], mean, std)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,6 +144,9 @@ class ExplainableClassifier(Protocol):
 
     def train(self, mode: bool = True) -> nn.Module:
         """Set training mode, as `torch.nn.Module` does."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All layers, as `torch.nn.Module` gives them."""
 
 
 def check_images(images: Tensor, channels: int = 3) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ import torch.nn.functional as F
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
@@ -26,9 +26,9 @@ from lficam.contract import ModelConfig, Prediction, Preprocessing
 from lficam.data.module import Batch, ImageData
 from lficam.data.sources import Source, load_source
 from lficam.errors import InvalidInputError, RunError
-from lficam.models.factory import build
-from lficam.models.hub import CONFIG_FILE
+from lficam.models.factory import build, load
 from lficam.models.plain import PlainClassifier
+from lficam.progress import progress_bar
 from lficam.recipes import Recipe
 
 RECIPE_FILE = "recipe.yaml"
@@ -69,17 +69,16 @@ class ClassificationTask(pl.LightningModule):
     def __init__(self, model: PlainClassifier, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
-        self.means = nn.ModuleDict(
-            {name: MeanMetric() for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy")}
-        )
+        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+        self.means: Any = nn.ModuleDict({name: MeanMetric() for name in names})
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002 - Lightning's hook
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step's loss."""
         loss, right = self._loss_and_accuracy(batch)
         self._collect("train", loss, right, len(batch[1]))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's hook
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect loss and accuracy."""
         self._collect("val", *self._loss_and_accuracy(batch), len(batch[1]))
 
@@ -135,7 +134,7 @@ class RunFiles(pl.Callback):
         self.started = 0.0
         self.rate = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the rows of finished epochs only."""
         if trainer.is_global_zero:
             rows = [row for row in read_curves(self.path.parent) if int(row["epoch"]) < trainer.current_epoch]
@@ -144,13 +143,13 @@ class RunFiles(pl.Callback):
                 writer.writeheader()
                 writer.writerows(rows)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         self.started, self.seen = time.perf_counter(), 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:  # noqa: ARG002
+    ) -> None:
         """Count pictures; validation time does not count."""
         self.seen += len(batch[1]) * trainer.world_size
         self.rate = self.seen / (time.perf_counter() - self.started)
@@ -176,24 +175,23 @@ class TrainingProgress(pl.Callback):
 
     def __init__(self, files: RunFiles) -> None:
         self.files = files
-        self.console = Console(stderr=True)
         self.bar: Progress | None = None
         self.task = TaskID(0)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the bar, where a resumed run stands."""
         if not trainer.is_global_zero:
             return
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
         clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
-        self.bar = Progress(*columns, *clocks, console=self.console, disable=not self.console.is_terminal)
+        self.bar = progress_bar(*columns, *clocks)
         total = int(trainer.estimated_stepping_batches)
         self.task = self.bar.add_task("training", total=total, completed=trainer.global_step)
         self.bar.start()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:  # noqa: ARG002
+    ) -> None:
         """Move on; the figures are refreshed every 10 steps."""
         if self.bar is None:
             return
@@ -205,12 +203,12 @@ class TrainingProgress(pl.Callback):
             figures = f"loss {loss:.3f}  accuracy {right:.1%}  {self.files.rate:.0f} images/s"
             self.bar.update(self.task, description=f"{epoch}  {figures}")
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave a line behind."""
-        if trainer.is_global_zero:
+        if self.bar is not None:
             row = read_curves(self.files.path.parent)[-1]
             held = f"  validation {float(row['val_accuracy']):.1%}" if row["val_accuracy"] else ""
-            self.console.print(
+            self.bar.console.print(
                 f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  loss {float(row['train_loss']):.3f}  "
                 f"accuracy {float(row['train_accuracy']):.1%}{held}  {float(row['images_per_second']):.0f} images/s  "
                 f"{float(row['seconds']):.0f} s",
@@ -253,9 +251,8 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     """
     recipe.check()
     directory = Path(out)
-    _claim(directory, recipe, resume)
-    finished = directory / METRICS_FILE
-    if finished.is_file():
+    _require_free(directory, recipe, resume)
+    if (directory / METRICS_FILE).is_file():
         return _open(directory)
     source = source or load_source(recipe.data, recipe.image_size, recipe.val_fraction, recipe.seed)
     pl.seed_everything(recipe.seed, verbose=False)
@@ -263,6 +260,8 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     model = build(_model_config(recipe, source, preprocessing))
     data = ImageData(source, preprocessing, recipe.batch_size, recipe.augmentation, recipe.seed, recipe.workers)
     task = ClassificationTask(model, recipe)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
     trainer, best, progress = _trainer(recipe, directory, validated=source.validation is not None)
     _set_modes(model, recipe)
     model.to(memory_format=torch.channels_last)
@@ -293,23 +292,20 @@ def _model_config(recipe: Recipe, source: Source, preprocessing: Preprocessing) 
     )
 
 
-def _claim(directory: Path, recipe: Recipe, resume: str) -> None:
-    """Take a directory for a run: write its recipe into a new or empty one, accept one of the same recipe."""
+def _require_free(directory: Path, recipe: Recipe, resume: str) -> None:
+    """Accept a new or empty directory, or a run of the same recipe; refuse anything else before any work."""
     if resume not in ("auto", "never"):
         raise InvalidInputError(f"resume: expected 'auto' or 'never', got {resume!r}.")
     if directory.exists() and not directory.is_dir():
         raise RunError(f"out: {directory} is a file; name a directory.")
-    present = directory.is_dir() and any(directory.iterdir())
-    path = directory / RECIPE_FILE
-    if present and not path.is_file():
-        raise RunError(f"out: {directory} holds other content; name a new or empty directory. Nothing was changed.")
-    if present and resume == "never":
-        raise RunError(f"out: {directory} holds a run already; name another directory, or pass --resume auto.")
-    if present:
-        _require_same(path, recipe)
+    if not directory.is_dir() or not any(directory.iterdir()):
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+    path = directory / RECIPE_FILE
+    if not path.is_file():
+        raise RunError(f"out: {directory} holds other content; name a new or empty directory. Nothing was changed.")
+    if resume == "never":
+        raise RunError(f"out: {directory} holds a run already; name another directory, or pass --resume auto.")
+    _require_same(path, recipe)
 
 
 def _require_same(path: Path, recipe: Recipe) -> None:
@@ -389,11 +385,19 @@ def _trainer(recipe: Recipe, directory: Path, validated: bool) -> tuple[pl.Train
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Lightning's hints are for those who write training scripts; our users have a bar and plain errors."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="pytorch_lightning")
         warnings.filterwarnings("ignore", module="lightning_fabric")
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        yield
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def _finish(directory: Path, task: ClassificationTask, trainer: pl.Trainer, best: ModelCheckpoint) -> None:
@@ -433,10 +437,5 @@ def _finish(directory: Path, task: ClassificationTask, trainer: pl.Trainer, best
 
 
 def _open(directory: Path) -> Run:
-    from lficam.models.factory import load  # noqa: PLC0415
-
     metrics = json.loads((directory / METRICS_FILE).read_text())
     return Run(directory, load(directory), metrics)
-
-
-__all__ = ["CONFIG_FILE", "ClassificationTask", "Run", "classification_loss", "fit", "read_curves", "resolve_device"]

@@ -51,7 +51,7 @@ class TrainingSet(Dataset[Batch]):
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """Images (N, 3, S, S) uint8 and labels (N,) of some keys."""
-        indices = [key.index for key in keys]
+        indices = [key.position for key in keys]
         labels = self.pictures.labels[indices]
         if self.augmentation == "resized_crop_flip":
             draws = uniform_draws(self.seed, keys, RESIZED_CROP_DRAWS)
@@ -79,7 +79,7 @@ class EvaluationSet(Dataset[Batch]):
         return self.pictures.prepared(indices, self.preprocessing), self.pictures.labels[list(indices)]
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
@@ -127,7 +127,7 @@ class ImageData(pl.LightningDataModule):
         pictures = EvaluationSet(self.validation, self.preprocessing, *self._place())
         return [self._loader(pictures, SequentialSampler(pictures), max(self.batch_size, 128))]
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002 - Lightning's hook
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise on the device, channels last."""
         images, labels = batch
         images = normalise(images, self.preprocessing)

@@ -1,19 +1,19 @@
 """A labelled set of pictures, in memory or on disk, with the objects it knows of."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 
 from lficam.contract import Preprocessing
 from lficam.data.images import read_image
 from lficam.data.transforms import prepare
 from lficam.errors import DataError
+from lficam.progress import track
 
 IN_MEMORY_BYTES = 2 * 2**30
 _PROGRESS_FROM = 2_000
@@ -45,6 +45,8 @@ class Pictures:
             where an object is missing. None where the set knows no objects.
         masks: (N, D, H, W) bool, the objects' pixels; None where the set knows none.
         object_labels: (N, D) int64, -1 where an object is missing.
+        mark_boxes: (N, 4) float, a planted mark that is no object, NaN where it is missing; None where there are none.
+        mark_labels: (N,) int64, the class that the mark's place stands for, -1 where it is missing.
         groups: (N,) int64; pictures of one group stay on one side of every split.
     """
 
@@ -55,6 +57,8 @@ class Pictures:
     boxes: Tensor | None = None
     masks: Tensor | None = None
     object_labels: Tensor | None = None
+    mark_boxes: Tensor | None = None
+    mark_labels: Tensor | None = None
     groups: Tensor | None = None
 
     def __len__(self) -> int:
@@ -72,10 +76,10 @@ class Pictures:
             images = [self.images[i] for i in chosen]
         of_each = {
             field: None if getattr(self, field) is None else getattr(self, field)[indices]
-            for field in ("boxes", "masks", "object_labels", "groups")
+            for field in ("boxes", "masks", "object_labels", "mark_boxes", "mark_labels", "groups")
         }
         names = [self.names[i] for i in chosen]
-        return replace(self, images=images, labels=self.labels[indices], names=names, **of_each)
+        return Pictures(images, self.labels[indices], self.class_names, names, **of_each)
 
     def prepared(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensor:
         """Some pictures as the network sees them but for normalisation, (n, 3, size, size) uint8."""
@@ -110,15 +114,15 @@ def read_files(paths: Sequence[Path], description: str) -> Sequence[Tensor] | Te
     if _decoded_bytes(paths) > IN_MEMORY_BYTES:
         return PictureFiles(paths)
     with ThreadPoolExecutor() as pool:
-        reading = pool.map(_read_or_error, paths)
+        reading: Iterable[Tensor | DataError] = pool.map(_read_or_error, paths)
         if len(paths) >= _PROGRESS_FROM:
-            reading = track(reading, description=f"reading {description}", total=len(paths), transient=True)
+            reading = track(reading, f"reading {description}", len(paths))
         results = list(reading)
+    images = [result for result in results if isinstance(result, Tensor)]
     broken = [result for result in results if isinstance(result, DataError)]
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise DataError(f"data: {broken[0]}{more} Mend or remove the file.")
-    images: list[Tensor] = results
     return torch.stack(images) if len({image.shape for image in images}) == 1 else images
 
 

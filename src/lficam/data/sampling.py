@@ -1,4 +1,4 @@
-"""Order from (seed, epoch), augmentation from (seed, epoch, index): nothing depends on workers, ranks or a resume."""
+"""Order from (seed, epoch), augmentation from (seed, epoch, position): no worker, rank or resume changes it."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ class Key(NamedTuple):
     """One picture in one epoch: all that its augmentation may depend on, beside the seed."""
 
     epoch: int
-    index: int
+    position: int
 
 
 @functools.lru_cache(maxsize=64)
@@ -31,9 +31,9 @@ def uniform_draws(seed: int, keys: Sequence[Key], count: int) -> Tensor:
     """
     generator = torch.Generator()
     draws = torch.empty(len(keys), count)
-    for row, (epoch, index) in zip(draws, keys, strict=True):
+    for row, (epoch, position) in zip(draws, keys, strict=True):
         # Seeds of one epoch are consecutive, so no two pictures share one; the generator reads 32 bits.
-        generator.manual_seed((_stream(seed, epoch) + index) % 2**32)
+        generator.manual_seed((_stream(seed, epoch) + position) % 2**32)
         torch.rand(count, generator=generator, out=row)
     return draws
 
@@ -72,4 +72,4 @@ class EpochSampler(Sampler[Key]):
     def __iter__(self) -> Iterator[Key]:
         generator = torch.Generator().manual_seed(_stream(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator)[: self.used]
-        return (Key(self.epoch, index) for index in order[self.rank :: self.world].tolist())
+        return (Key(self.epoch, position) for position in order[self.rank :: self.world].tolist())

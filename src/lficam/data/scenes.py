@@ -17,10 +17,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import track
 
 from lficam.data.pictures import Pictures
 from lficam.errors import DataError, InvalidInputError
+from lficam.progress import track
 
 CLASSES = [str(digit) for digit in range(10)]
 SHORTCUT_SHARE = 0.9
@@ -76,20 +76,22 @@ def load_scenes(name: str, part: str, size: int, seed: int = 0) -> Pictures | No
     count = len(digits) * scene.placements
     # The part's name is in the stream, so that no two parts share random numbers.
     streams = np.random.SeedSequence((seed, *part.encode())).spawn(count)
-    numbers: range | list[int] = range(count)
-    pictures = [
-        _picture(scene, digits, labels, number // scene.placements, size, np.random.default_rng(streams[number]))
-        for number in track(numbers, description=f"drawing {name} ({part})", transient=True)
+    drawn = [
+        _draw(scene, digits, labels, number // scene.placements, size, np.random.default_rng(streams[number]))
+        for number in track(range(count), f"drawing {name} ({part})", count)
     ]
-    images, boxes, masks, object_labels = zip(*pictures, strict=True)
+    images, boxes, masks, object_labels, mark_boxes, mark_labels = map(np.stack, zip(*drawn, strict=True))
+    marked = scene.mark != "none"
     return Pictures(
-        images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+        images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
         labels=torch.from_numpy(labels).repeat_interleave(scene.placements),
         class_names=CLASSES,
         names=[f"{name}/{part}/{number:05d}" for number in range(count)],
-        boxes=torch.from_numpy(np.stack(boxes)),
-        masks=torch.from_numpy(np.stack(masks)),
-        object_labels=torch.from_numpy(np.stack(object_labels)),
+        boxes=torch.from_numpy(boxes),
+        masks=torch.from_numpy(masks),
+        object_labels=torch.from_numpy(object_labels),
+        mark_boxes=torch.from_numpy(mark_boxes) if marked else None,
+        mark_labels=torch.from_numpy(mark_labels) if marked else None,
         groups=torch.arange(len(digits)).repeat_interleave(scene.placements),
     )
 
@@ -125,8 +127,8 @@ def _photographs(part: str) -> list[Image.Image]:
         from sklearn.datasets import load_sample_images  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise _missing_extra(error) from error
-    whole = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket(), data.stereo_motorcycle()[0]]
-    whole += [data.brick(), data.grass(), data.gravel(), *load_sample_images().images]
+    whole = [data.astronaut(), data.camera(), data.chelsea(), data.coffee(), data.hubble_deep_field(), data.moon()]
+    whole += [data.rocket(), data.stereo_motorcycle()[0], *load_sample_images().images]
     halves = []
     for pixels in whole:
         middle = pixels.shape[1] // 2
@@ -139,22 +141,33 @@ def _missing_extra(error: ImportError) -> DataError:
     return DataError(f"data: the embedded scenes need the extra: pip install 'lficam[scenes]' ({error}).")
 
 
-def _picture(
+class _Drawn(NamedTuple):
+    """One picture: (S, S, 3) uint8, its D digits, and its mark (NaN and -1 where there is none)."""
+
+    image: np.ndarray
+    boxes: np.ndarray
+    masks: np.ndarray
+    classes: np.ndarray
+    mark_box: np.ndarray
+    mark_class: np.ndarray
+
+
+def _draw(
     scene: _Scene, digits: list[Image.Image], labels: np.ndarray, index: int, size: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Image (S, S, 3) uint8, boxes (D, 4), masks (D, S, S), classes (D,): the digits first, then the mark."""
+) -> _Drawn:
     canvas = _background(_photographs(scene.part), size, rng)
     shown = [index]
     if scene.digits == 2:
         shown.append(int(rng.choice(np.flatnonzero(labels != labels[index]))))
     margin = _mark_side(size) if scene.margin else 0
-    objects = []
-    for place, column in zip(shown, _columns(scene.digits, size, margin, rng), strict=True):
-        objects.append((*_draw_digit(canvas, digits[place], column, margin, rng), int(labels[place])))
-    if scene.mark != "none":
-        objects.append(_draw_mark(canvas, scene.mark, int(labels[index]), rng))
-    boxes, masks, classes = zip(*objects, strict=True)
-    return canvas, np.array(boxes, np.float32), np.stack(masks), np.array(classes, np.int64)
+    spans = _columns(scene.digits, size, margin, rng)
+    boxes, masks = zip(
+        *(_draw_digit(canvas, digits[i], span, margin, rng) for i, span in zip(shown, spans, strict=True)),
+        strict=True,
+    )
+    mark_class = _marked_class(scene.mark, int(labels[index]), rng)
+    mark_box = _draw_mark(canvas, mark_class) if mark_class >= 0 else np.full(4, np.nan, np.float32)
+    return _Drawn(canvas, np.array(boxes, np.float32), np.stack(masks), labels[shown], mark_box, np.array(mark_class))
 
 
 def _background(photographs: list[Image.Image], size: int, rng: np.random.Generator) -> np.ndarray:
@@ -205,19 +218,19 @@ def _mark_side(size: int) -> int:
     return max(size // 12, 3)
 
 
-def _draw_mark(
-    canvas: np.ndarray, mark: Mark, digit: int, rng: np.random.Generator
-) -> tuple[tuple[float, float, float, float], np.ndarray, int]:
-    """Paint the mark at the place of a class: five places along the top for 0 to 4, five along the bottom for 5 to 9."""
+def _marked_class(mark: Mark, digit: int, rng: np.random.Generator) -> int:
+    """The class that the mark's place stands for; -1: no mark."""
+    if mark == "none" or (mark == "planted" and rng.random() >= SHORTCUT_SHARE):
+        return -1
+    if mark == "conflicts":
+        return int(rng.choice([number for number in range(10) if number != digit]))
+    return digit
+
+
+def _draw_mark(canvas: np.ndarray, marked_class: int) -> np.ndarray:
+    """Paint the mark at the place of a class: five places along the top for 0 to 4, along the bottom for 5 to 9."""
     size, side = len(canvas), _mark_side(len(canvas))
-    mask = np.zeros((size, size), bool)
-    planted = rng.random() < SHORTCUT_SHARE
-    other = int(rng.choice([number for number in range(10) if number != digit]))
-    if mark == "planted" and not planted:
-        return (np.nan, np.nan, np.nan, np.nan), mask, -1
-    marked = other if mark == "conflicts" else digit
-    left = round((marked % 5 + 0.5) / 5 * size - side / 2)
-    top = 0 if marked < 5 else size - side
+    left = round((marked_class % 5 + 0.5) / 5 * size - side / 2)
+    top = 0 if marked_class < 5 else size - side
     canvas[top : top + side, left : left + side] = (255, 0, 255)
-    mask[top : top + side, left : left + side] = True
-    return (left, top, left + side, top + side), mask, marked
+    return np.array((left, top, left + side, top + side), np.float32)

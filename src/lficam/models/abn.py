@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lficam import functional as LF
 from lficam.contract import ClassIndex, Prediction
-from lficam.models.backbones import split_last_stage
+from lficam.models.backbones import Backbone, split_last_stage
 from lficam.models.cifar import conv_bn, init_weights
 from lficam.models.plain import PlainClassifier
 
@@ -71,7 +71,7 @@ class ABNClassifier(PlainClassifier):
     (torch.Size([2, 1, 16, 16]), torch.Size([2, 10]))
     """
 
-    def __init__(self, backbone: nn.Module, num_classes: int) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__(backbone)
         _, last_stage = split_last_stage(backbone)
         self.attention_branch = AttentionBranch(last_stage, backbone.num_features, num_classes)

@@ -8,7 +8,7 @@ from lficam.contract import ModelConfig
 from lficam.errors import InvalidInputError, RunError, UnknownNameError
 from lficam.models import hub
 from lficam.models.abn import ABNClassifier
-from lficam.models.backbones import create_backbone
+from lficam.models.backbones import Backbone, create_backbone
 from lficam.models.lfi import LFIClassifier
 from lficam.models.plain import PlainClassifier
 
@@ -19,7 +19,7 @@ _METHODS: dict[str, Callable[[ModelConfig], PlainClassifier]] = {
 }
 
 
-def _backbone(config: ModelConfig) -> Any:
+def _backbone(config: ModelConfig) -> Backbone:
     return create_backbone(config.backbone, config.num_classes, config.backbone_args)
 
 

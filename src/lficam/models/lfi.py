@@ -1,9 +1,10 @@
 """LFI-CAM: the steps of the paper's Figure 2, in its order."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lficam import functional as LF
+from lficam.models.backbones import Backbone
 from lficam.models.fin import FeatureImportanceNetwork, FinName, ImportanceName
 from lficam.models.plain import Attended, PlainClassifier
 
@@ -26,10 +27,16 @@ class LFIClassifier(PlainClassifier):
     (torch.Size([2, 1, 8, 8]), torch.Size([2, 64]))
     """
 
-    def __init__(self, backbone: nn.Module, fin: FinName = "conv3x3", importance: ImportanceName = "softmax") -> None:
+    def __init__(self, backbone: Backbone, fin: FinName = "conv3x3", importance: ImportanceName = "softmax") -> None:
         super().__init__(backbone)
         uniform = fin == "uniform"
         self.fin = None if uniform else FeatureImportanceNetwork(backbone.num_features, fin, importance)
+
+    def with_uniform_importance(self) -> "LFIClassifier":
+        """The same weights with w = 1/K in place of the FIN, in eval mode; it shares the trunk. A control."""
+        control = LFIClassifier(self.backbone, fin="uniform")
+        control.config = self.config
+        return control.eval()
 
     def attend(self, features: Tensor, images: Tensor) -> Attended:
         """Equations 5 to 10: importance, attention map, amplified features."""

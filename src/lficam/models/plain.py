@@ -9,7 +9,7 @@ from lficam import functional as LF
 from lficam.contract import ClassIndex, ModelConfig, Prediction, check_images, resolve_class_idx
 from lficam.errors import InvalidInputError
 from lficam.models import hub
-from lficam.models.backbones import linear_head, pre_pool, reduction
+from lficam.models.backbones import Backbone, linear_head, pre_pool, reduction
 
 
 class Attended(NamedTuple):
@@ -34,8 +34,9 @@ class PlainClassifier(nn.Module):
     """
 
     config: ModelConfig
+    backbone: Backbone
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
 
@@ -71,13 +72,13 @@ class PlainClassifier(nn.Module):
                 f"got {tuple(images.shape[-2:])}; resize them."
             )
 
-    def attend(self, features: Tensor, images: Tensor) -> Attended:  # noqa: ARG002 - LFI-CAM looks at the images
+    def attend(self, features: Tensor, images: Tensor) -> Attended:
         """What stands between the last map and the head: nothing here."""
         return Attended(features)
 
     def pooled_features(self, features: Tensor, images: Tensor) -> Tensor:
         """Exactly the map that global pooling receives, (N, K, h, w)."""
-        return pre_pool(self.backbone)(self.attend(features, images).features)
+        return self._pre_pool(self.attend(features, images).features)
 
     def classify(self, features: Tensor, images: Tensor) -> Tensor:
         """Logits (N, C) from the map of `forward_features`."""
@@ -103,12 +104,18 @@ class PlainClassifier(nn.Module):
         return Prediction(logits, attended.attention, evidence, attended.importance)
 
     def _answer(self, attended: Tensor, class_idx: ClassIndex) -> tuple[Tensor, Tensor | None]:
-        pooled = pre_pool(self.backbone)(attended)
+        pooled = self._pre_pool(attended)
         logits = self._head(pooled)
         head = self.linear_head
         if head is None:
             return logits, None
         return logits, LF.weighted_sum(pooled, head.weight[resolve_class_idx(class_idx, logits)])
+
+    def _pre_pool(self, attended: Tensor) -> Tensor:
+        layers = pre_pool(self.backbone)
+        # The attended map is float32 at least; a trunk cast to bfloat16 as a whole wants its own type.
+        dtype = next((parameter.dtype for parameter in layers.parameters()), attended.dtype)
+        return layers(attended.to(dtype))
 
     def _head(self, pooled: Tensor) -> Tensor:
         head = self.linear_head

@@ -1,0 +1,324 @@
+"""The command line: ``lficam train | evaluate | explain | report | demo``. Wrong input is one sentence and exit 2."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+import lficam
+from lficam.errors import InvalidInputError, LficamError
+from lficam.recipes import ModelOptions, Recipe, recipe_names, recipe_values
+
+_SHORT = {"--backbone": "--model.backbone", "--method": "--model.method"}
+_DEMO_TEST = "two-digits"
+
+
+class _Parser(ArgumentParser):
+    """Wrong usage is an error like any other: one sentence, no usage dump."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = re.sub(r'Parser key "([^"]+)":', r"--\1:", message)
+        message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
+        raise InvalidInputError(" ".join(message.split()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, 2 for wrong input, 130 for an interruption."""
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except LficamError as error:
+        print(f"lficam: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lficam: interrupted; the same command goes on where it stopped.", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(lficam.__version__)
+        return 0
+    verb, *rest = arguments
+    if verb not in _VERBS:
+        raise InvalidInputError(f"unknown command {verb!r}; commands: {', '.join(_VERBS)}.")
+    add_arguments, command = _VERBS[verb]
+    parser = _Parser(prog=f"lficam {verb}", description=command.__doc__, allow_abbrev=False)
+    add_arguments(parser)
+    parser.add_argument("--json", type=str, default=None, metavar="FILE", help="also write the result as JSON")
+    try:
+        options = parser.parse_args(rest) if verb != "train" else _parse_recipe(parser, rest)
+    except SystemExit as stop:  # --help has printed itself
+        return int(stop.code or 0)
+    result = command(options)
+    if options.json:
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+def _usage() -> str:
+    lines = [f"lficam {lficam.__version__}: image classifiers that explain themselves", ""]
+    for verb, (_, command) in _VERBS.items():
+        lines.append(f"  lficam {verb:<9} {(command.__doc__ or '').splitlines()[0]}")
+    return "\n".join([*lines, "", "lficam COMMAND --help tells more."])
+
+
+def _parse_recipe(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace:
+    """Parse flags over the recipe that ``--config`` names, wherever it stands."""
+    words = [_spelled_out(word) for word in arguments]
+    config, words = _take_config(words)
+    if config is not None:
+        known = set(Recipe.__dataclass_fields__)
+        values = recipe_values(config)
+        for key in values:
+            if key not in known:
+                raise InvalidInputError(f"config: {config} sets {key!r}, which is no setting; see lficam train --help.")
+        parser.set_defaults(_flat(values))
+    return parser.parse_args(words)
+
+
+def _spelled_out(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    return _SHORT.get(flag, flag) + equals + value
+
+
+def _take_config(words: list[str]) -> tuple[str | None, list[str]]:
+    config, rest = None, []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--config":
+            config = next(remaining, None)
+            if config is None:
+                raise InvalidInputError("--config: expected the name of a recipe or a file, got nothing.")
+        elif word.startswith("--config="):
+            config = word.removeprefix("--config=")
+        else:
+            rest.append(word)
+    return config, rest
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    model = values.pop("model", {})
+    return values | {f"model.{key}": value for key, value in model.items()}
+
+
+def _train_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=str, default=None, metavar="RECIPE", help="a recipe's name or file; flags win over it"
+    )
+    parser.add_class_arguments(Recipe, as_group=False)
+    parser.add_argument("--out", type=str, required=True, metavar="RUN", help="the run directory, new or to resume")
+    parser.add_argument("--resume", type=Literal["auto", "never"], default="auto", help="go on where RUN stopped")
+    parser.epilog = (
+        "--backbone and --method are short for --model.backbone and --model.method. "
+        f"Recipes: {', '.join(recipe_names())}."
+    )
+
+
+def train(options: Namespace) -> dict[str, Any]:
+    """Train a classifier that explains itself, on a folder of images or a named source."""
+    from lficam.training import fit
+
+    run = fit(recipe_from(options), options.out, options.resume)
+    _print_table("trained", {**run.metrics, "run": str(run.directory)})
+    return {"run": str(run.directory), **run.metrics}
+
+
+def recipe_from(options: Namespace) -> Recipe:
+    """The typed recipe in parsed options."""
+    values = {name: options[name] for name in Recipe.__dataclass_fields__}
+    values["model"] = ModelOptions(**vars(options.model))
+    return Recipe(**values)
+
+
+def _evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="a run directory")
+    parser.add_argument("--data", type=str, required=True, help="source; its test part is used")
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
+
+
+def evaluate(options: Namespace) -> dict[str, Any]:
+    """Measure a run on a test set: errors, calibration, size, and where its maps point."""
+    from lficam.evaluation import evaluate_run, evaluation_directory
+
+    evaluation = evaluate_run(options.run, _load(options), options.data)
+    _print_evaluation(evaluation.to_dict())
+    print(f"records: {evaluation_directory(options.run, options.data)}")
+    return evaluation.to_dict()
+
+
+def _load(options: Namespace) -> Any:
+    from lficam.models.factory import load
+    from lficam.training import resolve_device
+
+    return load(options.run).to(resolve_device(options.device))
+
+
+def _explain_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="a run directory")
+    parser.add_argument("paths", type=str, nargs="+", metavar="PATH", help="image files and folders")
+    parser.add_argument("--out", type=str, required=True, metavar="DIR", help="a new or empty directory")
+    parser.add_argument(
+        "--class", dest="class_name", type=str, default=None, help="explain this class, not the predicted"
+    )
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
+
+
+def explain(options: Namespace) -> dict[str, Any]:
+    """Explain image files: a picture each (evidence, then attention) and explanations.jsonl."""
+    from lficam.errors import DataError, RunError
+    from lficam.predict import explain_images, find_images
+    from lficam.progress import track
+    from lficam.visualize import save_png
+
+    out = Path(options.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"out: {out} exists and is not empty; name a new directory. Nothing was changed.")
+    model = _load(options)
+    paths = find_images(options.paths)
+    explanations = explain_images(model, paths, options.class_name)
+    out.mkdir(parents=True, exist_ok=True)
+    rows, failed = [], []
+    with (out / "explanations.jsonl").open("w") as lines:
+        for number, result in enumerate(track(explanations, "explaining", len(paths))):
+            if isinstance(result, DataError):
+                failed.append(str(result))
+                continue
+            picture = f"{number:05d}-{Path(result.path).stem}.png"
+            save_png(result.picture(), out / picture)
+            rows.append({**result.to_dict(), "picture": picture})
+            lines.write(json.dumps(rows[-1]) + "\n")
+    for row in rows[:20]:
+        print(f"{row['path']}  {row['label']}  {row['probability']:.1%}  {row['map']} peak {row['peak']}")
+    print(f"{len(rows)} explained, in {out}")
+    if failed:
+        raise DataError(f"{len(failed)} of {len(paths)} files could not be explained: {' '.join(failed)}")
+    return {"out": str(out), "explanations": rows}
+
+
+def _report_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=str, help="a run directory")
+    parser.add_argument("--out", type=str, default=None, metavar="FILE", help="the page; RUN/report.html by default")
+
+
+def report(options: Namespace) -> dict[str, Any]:
+    """Write one self-contained HTML page from a run's records."""
+    from lficam.report import write_report
+
+    page = write_report(options.run, options.out)
+    print(f"report: {page}")
+    return {"report": str(page)}
+
+
+def _demo_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=str, default="demo", metavar="RUN", help="the run directory")
+
+
+def demo(options: Namespace) -> dict[str, Any]:
+    """Train on digits in photographs in minutes, without a download, and show what the maps are worth."""
+    from lficam.evaluation import evaluate_run
+    from lficam.report import write_report
+    from lficam.training import fit
+
+    values = recipe_values("demo")
+    recipe = Recipe(**{**values, "model": ModelOptions(**values.get("model", {}))})
+    print(f"training {recipe.model.backbone} with LFI-CAM on {recipe.data}, {recipe.epochs} epochs", flush=True)
+    run = fit(recipe, options.out)
+    result: dict[str, Any] = {"run": str(run.directory), "training": run.metrics}
+    for source in (recipe.data, _DEMO_TEST):
+        result[source] = evaluate_run(run.directory, run.model, source).to_dict()
+        _print_evaluation(result[source])
+    page = write_report(run.directory)
+    print(f"trained in {run.metrics['training_seconds']:.0f} s; open {page}")
+    return result
+
+
+def _print_table(title: str, values: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, show_header=False, title_justify="left", box=None)
+    for key, value in values.items():
+        if value is not None:
+            table.add_row(key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+def _print_evaluation(evaluation: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    facts, console = evaluation["facts"], Console()
+    figures = {
+        key: f"{value['value']:.2%} ({value['low']:.2%} to {value['high']:.2%})" if isinstance(value, dict) else value
+        for key, value in evaluation["classification"].items()
+    }
+    sizes = {"parameters": f"{facts['parameters']:,}", "multiply_adds": f"{facts['multiply_adds']:,}"}
+    _print_table(
+        f"{facts['source']}: {facts['pictures']} pictures, {facts['method']} on {facts['backbone']}", figures | sizes
+    )
+    _print_classes(console, evaluation["classes"])
+    if evaluation["localization"]:
+        table = Table(title="where the maps point", title_justify="left", box=None)
+        for column in ("map", "class asked", "pointing", "chance", "box IoU", "chance"):
+            table.add_column(column)
+        for row in evaluation["localization"]:
+            table.add_row(
+                row["map"],
+                "yes" if row["class_targeted"] else "no",
+                f"{row['pointing']['value']:.3f}",
+                f"{row['pointing_chance']:.3f}",
+                f"{row['box_iou']:.3f}",
+                f"{row['box_iou_chance']:.3f}",
+            )
+        console.print(table)
+    _print_shortcut(console, evaluation["shortcut"])
+
+
+def _print_classes(console: Any, classes: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    worst = sorted(classes, key=lambda row: row["recall"])[:10]
+    table = Table(title="classes, the hardest first", title_justify="left", box=None)
+    for column in ("class", "pictures", "recall", "precision", "confused with"):
+        table.add_column(column)
+    for row in worst:
+        precision = "" if row["precision"] is None else f"{row['precision']:.1%}"
+        table.add_row(row["name"], str(row["pictures"]), f"{row['recall']:.1%}", precision, row["confused_with"] or "")
+    console.print(table)
+
+
+def _print_shortcut(console: Any, shortcut: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    if not shortcut:
+        return
+    taken = shortcut["label_taken_from_the_mark"]
+    console.print(f"label is the mark's: {shortcut['label_is_the_marks']['value']:.1%}; against the digit: {taken}")
+    if "peaks" in shortcut:
+        table = Table(title="peaks, where the label was taken from the mark", title_justify="left", box=None)
+        for column in ("map", "on the mark", "on the digit"):
+            table.add_column(column)
+        for row in shortcut["peaks"]:
+            table.add_row(row["map"], f"{row['on_the_mark']['value']:.3f}", f"{row['on_the_digit']['value']:.3f}")
+        console.print(table)
+
+
+_VERBS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], dict[str, Any]]]] = {
+    "train": (_train_arguments, train),
+    "evaluate": (_evaluate_arguments, evaluate),
+    "explain": (_explain_arguments, explain),
+    "report": (_report_arguments, report),
+    "demo": (_demo_arguments, demo),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,349 @@
+"""A trained model on a test set: error, calibration, size, and where its maps point, each beside its chance rate."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lficam.contract import ClassIndex, Preprocessing
+from lficam.data.pictures import Pictures
+from lficam.data.sources import load_source
+from lficam.data.transforms import normalise
+from lficam.errors import DataError, InvalidInputError
+from lficam.explainers import create_explainer
+from lficam.explainers.base import Explainer
+from lficam.metrics.classification import calibration_error, per_class, rate, top_k_misses
+from lficam.metrics.localization import points_into, region_iou, shuffled
+from lficam.models.lfi import LFIClassifier
+from lficam.models.plain import PlainClassifier
+from lficam.progress import progress_bar
+from lficam.visualize import draw_box, enlarge, overlay, overlay_signed, save_png, strip
+
+EVALUATION_FILE = "evaluation.json"
+GALLERY_SIDE = 160
+VERSUS = "class_evidence (A not B)"
+UNIFORM = "uniform (w = 1/K for the FIN)"
+_GALLERY_SIZE = 12
+
+
+@dataclass
+class Evaluation:
+    """The figures of one model on one test set, as they are written to ``evaluation.json``.
+
+    Attributes:
+        facts: source, number of pictures, classes, parameters, multiply-adds of one picture.
+        classification: rates with their 95 % intervals, and the calibration error.
+        classes: the per-class table.
+        localization: a row a map: pointing game and box IoU beside chance; empty where the set knows no boxes.
+        shortcut: what became of a planted mark; empty where there is none.
+        gallery: one row a picture strip.
+    """
+
+    facts: dict[str, Any]
+    classification: dict[str, Any]
+    classes: list[dict[str, Any]]
+    localization: list[dict[str, Any]] = field(default_factory=list)
+    shortcut: dict[str, Any] = field(default_factory=dict)
+    gallery: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return dict(vars(self))
+
+
+@dataclass
+class _Subject:
+    """A model on a test set, normalised a batch at a time on the model's device."""
+
+    model: PlainClassifier
+    pictures: Pictures
+    preprocessing: Preprocessing
+    batch_size: int
+    progress: Progress
+
+    def batches(self, description: str) -> Iterator[tuple[Tensor, slice]]:
+        device = next(self.model.parameters()).device
+        task = self.progress.add_task(description, total=len(self.pictures))
+        for images, part in self.pictures.batches(self.preprocessing, self.batch_size):
+            yield normalise(images.to(device), self.preprocessing), part
+            self.progress.advance(task, len(images))
+        self.progress.remove_task(task)
+
+    @torch.inference_mode()
+    def logits(self, model: nn.Module, description: str) -> Tensor:
+        return torch.cat([model(images).float().cpu() for images, _ in self.batches(description)])
+
+    def maps(self, explainer: Explainer, class_idx: Tensor | None, versus: Tensor | None = None) -> Tensor:
+        """(N, 1, S, S) on the CPU; a map without a class is the same whatever is asked."""
+        found = []
+        for images, part in self.batches(explainer.name):
+            asked: ClassIndex = None
+            if class_idx is not None and explainer.class_targeted:
+                asked = class_idx[part]
+            if versus is not None:
+                explainer = create_explainer("class_evidence", self.model, versus=versus[part])
+            found.append(explainer(images, asked).cpu())
+        return torch.cat(found)
+
+
+def evaluate(
+    model: PlainClassifier, pictures: Pictures, source: str, out: Path | None = None, batch_size: int = 128
+) -> Evaluation:
+    """Measure a trained model on a test set.
+
+    Args:
+        model: with its preprocessing; asked in eval mode, in float32, on the device where it is.
+        pictures: the test part of a source; its classes must be the model's.
+        source: its name, for the record.
+        out: where ``evaluation.json`` and the gallery's pictures go; None: nowhere.
+        batch_size: pictures in a forward pass.
+
+    Returns:
+        The figures.
+
+    Raises:
+        DataError: other classes than the model's, or boxes that do not fit the network's input.
+        InvalidInputError: a model without preprocessing.
+    """
+    preprocessing = model.config.preprocessing
+    if preprocessing is None:
+        raise InvalidInputError("model: it has no preprocessing; load a trained one with lficam.load.")
+    _require_same_classes(model, pictures, source)
+    _require_fitting_boxes(pictures, preprocessing)
+    model.eval()
+    with progress_bar() as progress:
+        subject = _Subject(model, pictures, preprocessing, batch_size, progress)
+        logits = subject.logits(model, "classifying")
+        evaluation = Evaluation(
+            facts={
+                "source": source,
+                "pictures": len(pictures),
+                "classes": len(pictures.class_names),
+                "backbone": model.config.backbone,
+                "method": model.config.method,
+                **model_size(model, preprocessing.size),
+            },
+            classification=_classification(logits, pictures),
+            classes=[row._asdict() for row in per_class(logits, pictures.labels, pictures.class_names)],
+        )
+        if pictures.boxes is not None:
+            evaluation.localization = _localization(subject)
+        if isinstance(model, LFIClassifier) and model.fin is not None:
+            control = subject.logits(model.with_uniform_importance(), "without the FIN")
+            evaluation.classification["top1_error_uniform"] = _error(control, pictures.labels, 1)
+        if pictures.mark_boxes is not None:
+            evaluation.shortcut = _shortcut(subject, logits)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            evaluation.gallery = _gallery(subject, logits, out)
+            (out / EVALUATION_FILE).write_text(json.dumps(evaluation.to_dict(), indent=2) + "\n")
+    return evaluation
+
+
+def evaluate_run(run: str | Path, model: PlainClassifier, source: str) -> Evaluation:
+    """`evaluate` on a source by name; the records go to ``RUN/evaluation/SOURCE``."""
+    preprocessing = model.config.preprocessing
+    size = preprocessing.size if preprocessing else 0
+    pictures = load_source(source, size, with_train=False).test
+    return evaluate(model, pictures, source, evaluation_directory(run, source))
+
+
+def evaluation_directory(run: str | Path, source: str) -> Path:
+    """Where the records of a source go.
+
+    >>> evaluation_directory("run", "folder:/data/pets").as_posix()
+    'run/evaluation/folder-data-pets'
+    """
+    return Path(run) / "evaluation" / re.sub(r"[^A-Za-z0-9._]+", "-", source).strip("-.")
+
+
+def model_size(model: nn.Module, size: int) -> dict[str, int]:
+    """Parameters, and multiply-adds of one picture of ``size`` pixels (convolutions and matrix products)."""
+    parameter = next(model.parameters())
+    counter = FlopCounterMode(display=False)
+    with counter, torch.inference_mode():
+        model(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "multiply_adds": counter.get_total_flops() // 2,
+    }
+
+
+def _require_same_classes(model: PlainClassifier, pictures: Pictures, source: str) -> None:
+    known, found = model.config.class_names, pictures.class_names
+    if known == found:
+        return
+    missing, extra = sorted(set(known) - set(found)), sorted(set(found) - set(known))
+    difference = "; ".join(
+        f"{word} {', '.join(names[:5])}" for word, names in (("missing:", missing), ("unknown:", extra)) if names
+    )
+    raise DataError(
+        f"data: {source} has {len(found)} classes, the model knows {len(known)} ({difference or 'reordered'}); "
+        "evaluate it on a source with its own classes."
+    )
+
+
+def _require_fitting_boxes(pictures: Pictures, preprocessing: Preprocessing) -> None:
+    size = (preprocessing.size, preprocessing.size)
+    if pictures.boxes is not None and tuple(pictures.images[0].shape[-2:]) != size:
+        raise DataError(f"data: expected pictures with boxes to be {size} pixels, the network's input.")
+
+
+def _error(logits: Tensor, labels: Tensor, k: int) -> dict[str, float]:
+    return rate(top_k_misses(logits, labels, k))._asdict()
+
+
+def _classification(logits: Tensor, pictures: Pictures) -> dict[str, Any]:
+    figures: dict[str, Any] = {"top1_error": _error(logits, pictures.labels, 1)}
+    if len(pictures.class_names) > 5:
+        figures["top5_error"] = _error(logits, pictures.labels, 5)
+    figures["calibration_error"] = calibration_error(logits, pictures.labels)
+    return figures
+
+
+def _explainers(model: PlainClassifier) -> dict[str, Explainer]:
+    """The rows of the localisation table that this model can fill, baselines last."""
+    names = ["class_evidence", "cam", "grad_cam"] if model.linear_head is not None else ["grad_cam"]
+    if model.config.method != "plain":
+        names.insert(0, "attention")
+    rows = {name: create_explainer(name, model) for name in names}
+    if isinstance(model, LFIClassifier) and model.fin is not None:
+        rows[UNIFORM] = create_explainer("attention", model.with_uniform_importance())
+    return rows | {name: create_explainer(name, model) for name in ("feature_mean", "centre")}
+
+
+def _localization(subject: _Subject) -> list[dict[str, Any]]:
+    """Every object of every picture is asked for; a map without a class is held against each of them."""
+    pictures = subject.pictures
+    assert pictures.boxes is not None
+    assert pictures.object_labels is not None
+    objects = pictures.boxes.shape[1]
+    rows = []
+    for name, explainer in _explainers(subject.model).items():
+        maps = [subject.maps(explainer, pictures.object_labels[:, d]) for d in range(objects)]
+        rows.append({"map": name, "class_targeted": explainer.class_targeted, **_held_against(maps, pictures)})
+    if objects == 2 and subject.model.linear_head is not None:
+        explainer = create_explainer("class_evidence", subject.model)
+        pairs = [(pictures.object_labels[:, d], pictures.object_labels[:, 1 - d]) for d in range(2)]
+        maps = [subject.maps(explainer, asked, versus) for asked, versus in pairs]
+        rows.insert(2, {"map": VERSUS, "class_targeted": True, **_held_against(maps, pictures)})
+    return rows
+
+
+def _held_against(maps: list[Tensor], pictures: Pictures) -> dict[str, Any]:
+    """Rates over all objects; chance is the same maps held against the boxes of other pictures."""
+    assert pictures.boxes is not None
+    other = shuffled(len(pictures))
+    boxes = pictures.boxes.unbind(1)
+    hits = [points_into(m, b) for m, b in zip(maps, boxes, strict=True)]
+    chance_hits = [points_into(m, b[other]) for m, b in zip(maps, boxes, strict=True)]
+    ious = [region_iou(m, b) for m, b in zip(maps, boxes, strict=True)]
+    chance_ious = [region_iou(m, b[other]) for m, b in zip(maps, boxes, strict=True)]
+    return {
+        "pointing": rate(torch.cat(hits))._asdict(),
+        "pointing_chance": float(torch.cat(chance_hits).float().mean()),
+        "box_iou": float(torch.cat(ious).mean()),
+        "box_iou_chance": float(torch.cat(chance_ious).mean()),
+    }
+
+
+def _shortcut(subject: _Subject, logits: Tensor) -> dict[str, Any]:
+    """How often the label is the mark's, and where each map's peak lies then: on the mark or on the digit."""
+    pictures = subject.pictures
+    assert pictures.mark_boxes is not None
+    assert pictures.mark_labels is not None
+    assert pictures.boxes is not None
+    predicted = logits.argmax(dim=1)
+    marked = pictures.mark_labels >= 0
+    figures: dict[str, Any] = {"label_is_the_marks": rate((predicted == pictures.mark_labels)[marked])._asdict()}
+    taken = (predicted == pictures.mark_labels) & marked & (predicted != pictures.labels)
+    figures["label_taken_from_the_mark"] = int(taken.sum())
+    if not taken.any():
+        return figures
+    figures["peaks"] = []
+    for name, explainer in _explainers(subject.model).items():
+        maps = subject.maps(explainer, predicted)[taken]
+        on_mark = points_into(maps, pictures.mark_boxes[taken])
+        on_digit = points_into(maps, pictures.boxes[taken][:, 0])
+        figures["peaks"].append(
+            {"map": name, "on_the_mark": rate(on_mark)._asdict(), "on_the_digit": rate(on_digit)._asdict()}
+        )
+    return figures
+
+
+def _gallery(subject: _Subject, logits: Tensor, out: Path) -> list[dict[str, Any]]:
+    """Strips of right and wrong pictures, spread over the whole set."""
+    predicted = logits.argmax(dim=1)
+    right = predicted == subject.pictures.labels
+    two_objects = subject.pictures.boxes is not None and subject.pictures.boxes.shape[1] == 2
+    rows = []
+    for chosen in (torch.nonzero(right).flatten(), torch.nonzero(~right).flatten()):
+        spread = torch.linspace(0, len(chosen) - 1, min(_GALLERY_SIZE, len(chosen))).round().long()
+        for index in chosen[spread].tolist():
+            panels, captions = _two_object_panels(subject, index) if two_objects else _panels(subject, index)
+            file = f"{index:06d}.png"
+            save_png(strip([enlarge(panel, GALLERY_SIDE) for panel in panels]), out / file)
+            names = subject.pictures.class_names
+            rows.append(
+                {
+                    "file": file,
+                    "name": subject.pictures.names[index],
+                    "captions": captions,
+                    "true": names[int(subject.pictures.labels[index])],
+                    "predicted": names[int(predicted[index])],
+                    "probability": float(logits[index].softmax(dim=0).max()),
+                    "right": bool(right[index]),
+                }
+            )
+    return rows
+
+
+def _panels(subject: _Subject, index: int) -> tuple[list[Tensor], list[str]]:
+    """Image, evidence of the predicted class, attention."""
+    image, images = _one(subject, index)
+    with torch.inference_mode():
+        prediction = subject.model.explain(images)
+    image = enlarge(image, GALLERY_SIDE)
+    panels, captions = [image], ["image"]
+    if prediction.evidence is not None:
+        panels.append(overlay_signed(image, prediction.evidence[0].cpu()))
+        captions.append("evidence")
+    if prediction.attention is not None:
+        panels.append(overlay(image, prediction.attention[0].cpu()))
+        captions.append("attention")
+    return panels, captions
+
+
+def _two_object_panels(subject: _Subject, index: int) -> tuple[list[Tensor], list[str]]:
+    """Image, attention, then a column for each asked object: its evidence against the other's, with its box."""
+    pictures = subject.pictures
+    assert pictures.object_labels is not None
+    assert pictures.boxes is not None
+    image, images = _one(subject, index)
+    shown = enlarge(image, GALLERY_SIDE)
+    factor = shown.shape[-1] // image.shape[-1]
+    panels, captions = [shown], ["image"]
+    if subject.model.config.method != "plain":
+        panels.append(overlay(shown, create_explainer("attention", subject.model)(images)[0].cpu()))
+        captions.append("attention")
+    asked = pictures.object_labels[index].tolist()
+    for number, (this, that) in enumerate((asked, asked[::-1])):
+        evidence = create_explainer("class_evidence", subject.model, versus=[that])(images, [this], raw=True)
+        box = (pictures.boxes[index, number] * factor).tolist()
+        panels.append(draw_box(overlay_signed(shown, evidence[0].cpu()), box))
+        captions.append(f"{pictures.class_names[this]}, not {pictures.class_names[that]}")
+    return panels, captions
+
+
+def _one(subject: _Subject, index: int) -> tuple[Tensor, Tensor]:
+    """A prepared picture (3, S, S) uint8, and the batch of one that the model takes."""
+    prepared = subject.pictures.prepared([index], subject.preprocessing)
+    device = next(subject.model.parameters()).device
+    return prepared[0], normalise(prepared.to(device), subject.preprocessing)

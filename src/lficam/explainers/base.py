@@ -1,0 +1,86 @@
+"""What all explainers share: one call, images in, maps out, the model left as it was found."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lficam import functional as LF
+from lficam.contract import ClassIndex, ExplainableClassifier, check_images
+from lficam.errors import InvalidInputError
+
+
+class Explainer(ABC):
+    """Images in, maps out. A method says only what its raw map is.
+
+    Args:
+        model: anything of the contract; it is asked in eval mode and left in the mode it had.
+
+    Attributes:
+        name: as `lficam.create_explainer` knows it.
+        class_targeted: whether the map depends on the class asked for.
+    """
+
+    name: ClassVar[str]
+    class_targeted: ClassVar[bool] = True
+
+    def __init__(self, model: ExplainableClassifier) -> None:
+        self.model = model
+
+    @abstractmethod
+    def raw_maps(self, images: Tensor, class_idx: ClassIndex) -> Tensor:
+        """(N, 1, h, w) on the grid of the features, unnormalised; the method's unit."""
+
+    def __call__(self, images: Tensor, class_idx: ClassIndex = None, raw: bool = False) -> Tensor:
+        """Explain a batch.
+
+        Args:
+            images: (N, 3, H, W), normalised.
+            class_idx: one class for all, or one per image; None: the predicted class.
+            raw: the unnormalised map on the grid instead.
+
+        Returns:
+            (N, 1, H, W) at input size, each map min-max in [0, 1] (a flat map is all zeros); with ``raw`` (N, 1, h, w).
+
+        Raises:
+            InvalidInputError: a class asked of a map that has none, an index out of range, images of a wrong shape.
+        """
+        check_images(images)
+        if class_idx is not None and not self.class_targeted:
+            raise InvalidInputError(
+                f"class_idx: got {class_idx}, but {self.name} has one map whatever the class; "
+                "leave class_idx out, or use class_evidence."
+            )
+        with _in_eval_mode(self.model), torch.no_grad():
+            maps = self.raw_maps(images, class_idx)
+        if raw:
+            return maps
+        return LF.min_max(LF.upsample(maps, (images.shape[-2], images.shape[-1])))
+
+
+def require_linear_head(model: ExplainableClassifier, name: str) -> nn.Linear:
+    """The linear layer right behind global average pooling, which makes CAM and evidence exact.
+
+    Raises:
+        InvalidInputError: the model has something else there.
+    """
+    if model.linear_head is None:
+        raise InvalidInputError(
+            f"{name}: expected a model with global average pooling and one linear layer, got one with more between "
+            "its last map and its logits; use grad_cam."
+        )
+    return model.linear_head
+
+
+@contextmanager
+def _in_eval_mode(model: ExplainableClassifier) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(False)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

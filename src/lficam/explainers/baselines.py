@@ -1,0 +1,37 @@
+"""Maps that explain nothing: what every explanation must beat."""
+
+import torch
+from torch import Tensor
+
+from lficam.contract import ClassIndex
+from lficam.explainers.base import Explainer
+
+
+class FeatureMean(Explainer):
+    """The mean over the channels of the last map ("pixel-wise mean feature map", the paper's Figures 5 and 7)."""
+
+    name = "feature_mean"
+    class_targeted = False
+
+    def raw_maps(self, images: Tensor, class_idx: ClassIndex) -> Tensor:
+        """(N, 1, h, w), in the features' unit."""
+        return self.model.forward_features(images).float().mean(dim=1, keepdim=True)
+
+
+class Centre(Explainer):
+    """A fixed Gaussian in the middle of the picture, a quarter of the side wide: it never looks at the image."""
+
+    name = "centre"
+    class_targeted = False
+
+    def raw_maps(self, images: Tensor, class_idx: ClassIndex) -> Tensor:
+        """(N, 1, H, W) in (0, 1]."""
+        height, width = images.shape[-2:]
+        rows = _gaussian(height, images.device)
+        columns = _gaussian(width, images.device)
+        return (rows[:, None] * columns[None, :]).expand(len(images), 1, height, width)
+
+
+def _gaussian(length: int, device: torch.device) -> Tensor:
+    distance = (torch.arange(length, device=device) - (length - 1) / 2) / (length / 4)
+    return torch.exp(-0.5 * distance**2)

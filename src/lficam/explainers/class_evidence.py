@@ -1,0 +1,43 @@
+"""Class evidence: what a logit sums, place by place."""
+
+from torch import Tensor
+
+from lficam import functional as LF
+from lficam.contract import ClassIndex, ExplainableClassifier, resolve_class_idx
+from lficam.explainers.base import Explainer, require_linear_head
+
+
+class ClassEvidence(Explainer):
+    """The signed share of every grid cell in a class's logit, or in the difference of two logits.
+
+    Source: with global average pooling and a linear head, logit_c - bias_c is the spatial mean of sum_k W_ck F'_k,
+    F' being the map that pooling receives. For a plain net this is CAM before its ReLU.
+
+    Exact is the sum, on the final grid and before the softmax. Not exact: which pixels a cell saw. A shift common to
+    all classes leaves every probability as it is, so the weights are centred over the classes unless told otherwise.
+
+    Args:
+        model: with a linear head.
+        versus: explain "the class asked for, and not this one": the difference of the two classes' evidence.
+        centred: subtract the mean of all classes' weights; without it the raw map's mean plus bias is the logit.
+    """
+
+    name = "class_evidence"
+
+    def __init__(self, model: ExplainableClassifier, versus: ClassIndex = None, centred: bool = True) -> None:
+        super().__init__(model)
+        self.versus, self.centred = versus, centred
+        require_linear_head(model, self.name)
+
+    def raw_maps(self, images: Tensor, class_idx: ClassIndex) -> Tensor:
+        """(N, 1, h, w), signed, in logits."""
+        weight = require_linear_head(self.model, self.name).weight
+        features = self.model.forward_features(images)
+        pooled = self.model.pooled_features(features, images)
+        logits = self.model.classify(features, images)
+        rows = weight[resolve_class_idx(class_idx, logits)]
+        if self.versus is not None:
+            rows = rows - weight[resolve_class_idx(self.versus, logits)]
+        elif self.centred:
+            rows = rows - weight.mean(dim=0)
+        return LF.weighted_sum(pooled, rows)

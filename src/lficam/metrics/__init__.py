@@ -1,0 +1,1 @@
+"""Measures of classifiers and of maps: tensors in, numbers out."""

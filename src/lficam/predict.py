@@ -1,0 +1,189 @@
+"""From picture files to labels, evidence and attention in the pictures' own pixels."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lficam import functional as LF
+from lficam.contract import Preprocessing
+from lficam.data.images import is_image_name, read_image
+from lficam.data.transforms import normalise, prepare
+from lficam.errors import DataError, InvalidInputError
+from lficam.metrics.localization import peaks, region_boxes
+from lficam.models.plain import PlainClassifier
+from lficam.visualize import enlarge, overlay, overlay_signed, strip
+
+_OVERLAY_SIDE = 224
+
+
+@dataclass
+class Explanation:
+    """What a model says of one picture. Pixels are the picture's own, upright.
+
+    Attributes:
+        path: of the file.
+        label: name of the explained class, the predicted one unless another was asked for.
+        probability: of that class.
+        top: the five likeliest classes, as (name, probability), best first.
+        map_name: whose peak and region are given: ``evidence``, or ``attention`` where the model has no evidence.
+        peak: (x, y) of that map's maximum.
+        region: (x1, y1, x2, y2) around that map's largest region above half.
+        crop: the part of the picture that the network saw, (x1, y1, x2, y2).
+        image: (3, S, S) uint8, that part as the network saw it.
+        evidence: (1, h, w), signed, in logits; None where the model has none.
+        attention: (1, h, w) in [0, 1]; None where the model has none.
+    """
+
+    path: str
+    label: str
+    probability: float
+    top: list[tuple[str, float]]
+    map_name: str
+    peak: tuple[float, float]
+    region: tuple[float, float, float, float]
+    crop: tuple[float, float, float, float]
+    image: Tensor
+    evidence: Tensor | None
+    attention: Tensor | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The words and numbers, fit for JSON."""
+        return {
+            "path": self.path,
+            "label": self.label,
+            "probability": round(self.probability, 6),
+            "top5": [{"label": name, "probability": round(value, 6)} for name, value in self.top],
+            "map": self.map_name,
+            "peak": [round(value, 2) for value in self.peak],
+            "box": [round(value, 2) for value in self.region],
+            "seen": [round(value, 2) for value in self.crop],
+        }
+
+    def picture(self) -> Tensor:
+        """(3, H, W) uint8: what the network saw, its evidence (red for, blue against), its attention."""
+        image = enlarge(self.image, _OVERLAY_SIDE)
+        panels = [image]
+        if self.evidence is not None:
+            panels.append(overlay_signed(image, self.evidence))
+        if self.attention is not None:
+            panels.append(overlay(image, self.attention))
+        return strip(panels)
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Files as they are, folders as the sorted image files below them.
+
+    Raises:
+        DataError: a path that does not exist, or a folder without image files.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.is_file() and is_image_name(file))
+            if not inside:
+                raise DataError(f"{path}: no image files in this folder.")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise DataError(f"{path}: no such file or folder.")
+    return found
+
+
+def explain_images(
+    model: PlainClassifier, paths: Sequence[Path], class_name: str | None = None, batch_size: int = 32
+) -> Iterator[Explanation | DataError]:
+    """Explain files one by one; a file that cannot be read gives its error in its place.
+
+    Args:
+        model: trained, with its preprocessing (`lficam.load`).
+        paths: from `find_images`.
+        class_name: explain this class instead of the predicted one: a name, or a number.
+        batch_size: pictures in a forward pass.
+
+    Raises:
+        InvalidInputError: a model without preprocessing, or a class it does not know.
+    """
+    preprocessing = model.config.preprocessing
+    if preprocessing is None:
+        raise InvalidInputError("model: it has no preprocessing; load a trained one with lficam.load.")
+    class_idx = None if class_name is None else _class_index(model, class_name)
+    model.eval()
+    for start in range(0, len(paths), batch_size):
+        batch = [_read(path) for path in paths[start : start + batch_size]]
+        pictures = [picture for picture in batch if isinstance(picture, Tensor)]
+        explained = iter(_explain(model, preprocessing, pictures, class_idx)) if pictures else iter(())
+        for path, picture in zip(paths[start : start + batch_size], batch, strict=True):
+            if isinstance(picture, DataError):
+                yield picture
+            else:
+                explanation = next(explained)
+                explanation.path = str(path)
+                yield explanation
+
+
+def _class_index(model: PlainClassifier, name: str) -> int:
+    names = model.config.class_names or [str(number) for number in range(model.config.num_classes)]
+    if name in names:
+        return names.index(name)
+    if name.isdecimal() and int(name) < len(names):
+        return int(name)
+    raise InvalidInputError(f"class: the model knows no class {name!r}; it knows {', '.join(names)}.")
+
+
+def _read(path: Path) -> Tensor | DataError:
+    try:
+        return read_image(path)
+    except DataError as error:
+        return error
+
+
+def _explain(
+    model: PlainClassifier, preprocessing: Preprocessing, pictures: list[Tensor], class_idx: int | None
+) -> list[Explanation]:
+    seen = torch.stack([prepare(picture, preprocessing) for picture in pictures])
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        prediction = model.explain(normalise(seen.to(device), preprocessing), class_idx)
+    prediction = prediction.cpu()
+    map_name = "attention" if prediction.evidence is None else "evidence"
+    maps = getattr(prediction, map_name)
+    if maps is None:
+        raise InvalidInputError("model: it has neither evidence nor attention; use an explainer such as grad_cam.")
+    maps = LF.min_max(LF.upsample(maps, (preprocessing.size, preprocessing.size)))
+    points, regions = peaks(maps), region_boxes(maps)
+    results = []
+    for number, picture in enumerate(pictures):
+        probabilities = prediction.logits[number].softmax(dim=0)
+        explained = int(probabilities.argmax()) if class_idx is None else class_idx
+        best = probabilities.topk(min(5, len(probabilities)))
+        height, width = picture.shape[-2:]
+        crop = preprocessing.crop_box(height, width)
+        scale = ((crop[2] - crop[0]) / preprocessing.size, (crop[3] - crop[1]) / preprocessing.size)
+        x, y = (points[number] + 0.5).tolist()
+        x1, y1, x2, y2 = regions[number].tolist()
+        results.append(
+            Explanation(
+                path="",
+                label=model.config.label(explained),
+                probability=float(probabilities[explained]),
+                top=[(model.config.label(int(i)), float(p)) for p, i in zip(best.values, best.indices, strict=True)],
+                map_name=map_name,
+                peak=(crop[0] + x * scale[0], crop[1] + y * scale[1]),
+                region=(
+                    crop[0] + x1 * scale[0],
+                    crop[1] + y1 * scale[1],
+                    crop[0] + x2 * scale[0],
+                    crop[1] + y2 * scale[1],
+                ),
+                crop=crop,
+                image=seen[number],
+                evidence=None if prediction.evidence is None else prediction.evidence[number],
+                attention=None if prediction.attention is None else prediction.attention[number],
+            )
+        )
+    return results

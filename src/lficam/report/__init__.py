@@ -1,0 +1,92 @@
+"""Records to one self-contained HTML page: no model, no GPU, no network."""
+
+import base64
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from matplotlib.figure import Figure
+
+from lficam.errors import RunError
+
+MARKER = "<!-- lficam report -->"
+_CURVES = (("train_loss", "val_loss", "loss"), ("train_accuracy", "val_accuracy", "accuracy"))
+
+
+def write_report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Render a run directory as one HTML page from the records in it.
+
+    Args:
+        run: with ``config.json``, ``metrics.json``, ``metrics.csv`` and what `lficam.evaluate` left.
+        out: the page; None: ``report.html`` in the run. An earlier report is replaced, any other file is not.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        RunError: no finished run there, or ``out`` is a file of somebody else.
+    """
+    run = Path(run)
+    page = Path(out) if out is not None else run / "report.html"
+    if page.is_dir() or (page.is_file() and not page.read_text(errors="replace").startswith(MARKER)):
+        raise RunError(f"out: {page} exists and is no lficam report; name another file. Nothing was changed.")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lficam.report"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    environment.filters["count"] = lambda number: f"{number:,}"
+    html = environment.get_template("report.html").render(
+        marker=MARKER,
+        name=run.resolve().name,
+        config=_read_json(run / "config.json"),
+        metrics=_read_json(run / "metrics.json"),
+        recipe=yaml.safe_dump(_read_yaml(run / "recipe.yaml"), sort_keys=False),
+        curves=_curves(run / "metrics.csv"),
+        evaluations=[_evaluation(path) for path in sorted(run.glob("evaluation/*/evaluation.json"))],
+    )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(html)
+    return page
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise RunError(f"run: expected a finished run with {path.name}, got {path.parent}; train first.")
+    return json.loads(path.read_text())
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text()) if path.is_file() else {}
+
+
+def _curves(path: Path) -> str:
+    """Loss and accuracy per epoch as inline SVG."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    for axes, (train, held, name) in zip(figure.subplots(1, 2), _CURVES, strict=True):
+        for column, label in ((train, "training"), (held, "validation")):
+            points = [(int(row["epoch"]) + 1, float(row[column])) for row in rows if row[column]]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    svg = buffer.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    """An evaluation's record with its pictures embedded."""
+    evaluation = _read_json(path)
+    for row in evaluation["gallery"]:
+        content = (path.parent / row["file"]).read_bytes()
+        row["source"] = "data:image/png;base64," + base64.b64encode(content).decode()
+    return evaluation

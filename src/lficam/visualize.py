@@ -1,0 +1,98 @@
+"""Maps as pictures: colour, overlays, strips. uint8 in and out, channels first."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lficam import functional as LF
+from lficam.errors import InvalidInputError
+
+_FOR = torch.tensor([214.0, 39.0, 40.0]).view(3, 1, 1)
+_AGAINST = torch.tensor([31.0, 119.0, 180.0]).view(3, 1, 1)
+
+
+def overlay(image: Tensor, heat: Tensor, opacity: float = 0.55) -> Tensor:
+    """A map in [0, 1] over a picture, blue (0) to red (1).
+
+    Args:
+        image: (3, H, W) uint8.
+        heat: (1, h, w) in [0, 1], resized to the picture.
+        opacity: of the colours, in [0, 1].
+
+    Returns:
+        (3, H, W) uint8.
+
+    >>> overlay(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 4, 4)).shape
+    torch.Size([3, 8, 8])
+    """
+    values = _fit(heat, image)[0].clamp(0, 1).numpy()
+    colours = torch.from_numpy(mpl.colormaps["turbo"](values)[..., :3]).permute(2, 0, 1) * 255
+    return _blend(image, colours, torch.tensor(opacity))
+
+
+def overlay_signed(image: Tensor, evidence: Tensor, scale: float | None = None, opacity: float = 0.85) -> Tensor:
+    """Signed evidence over a dimmed picture: red speaks for, blue against; strength is the share of ``scale``.
+
+    Args:
+        image: (3, H, W) uint8.
+        evidence: (1, h, w), signed, any unit.
+        scale: the value of full colour; None: the largest magnitude in this map.
+        opacity: of full colour, in [0, 1].
+
+    Returns:
+        (3, H, W) uint8; the dimmed picture where the evidence is zero everywhere.
+    """
+    values = _fit(evidence, image)
+    top = float(values.abs().max()) if scale is None else scale
+    strength = (values / top).clamp(-1, 1) if top > 0 else torch.zeros_like(values)
+    colours = torch.where(strength >= 0, _FOR, _AGAINST)
+    grey = image.float().mean(dim=0, keepdim=True).expand(3, -1, -1)
+    return _blend(0.5 * image.float() + 0.5 * grey, colours, strength.abs() * opacity)
+
+
+def draw_box(image: Tensor, box: Sequence[float], colour: tuple[int, int, int] = (255, 255, 255)) -> Tensor:
+    """A one-pixel frame around (x1, y1, x2, y2), cut to the picture."""
+    framed = image.clone()
+    height, width = image.shape[-2:]
+    left, top = max(round(box[0]), 0), max(round(box[1]), 0)
+    right, bottom = min(round(box[2]), width) - 1, min(round(box[3]), height) - 1
+    line = torch.tensor(colour, dtype=torch.uint8)
+    framed[:, top, left : right + 1] = framed[:, bottom, left : right + 1] = line[:, None]
+    framed[:, top : bottom + 1, left] = framed[:, top : bottom + 1, right] = line[:, None]
+    return framed
+
+
+def enlarge(image: Tensor, side: int) -> Tensor:
+    """Repeat pixels, so that the shorter side has about ``side``; a picture that is large enough stays as it is."""
+    factor = max(side // min(image.shape[-2:]), 1)
+    return image.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+
+
+def strip(images: Sequence[Tensor], gap: int = 4) -> Tensor:
+    """Pictures of one height side by side on white."""
+    if len({image.shape[1] for image in images}) != 1:
+        raise InvalidInputError(f"images: expected one height, got {sorted({image.shape[1] for image in images})}.")
+    white = torch.full((3, images[0].shape[1], gap), 255, dtype=torch.uint8)
+    parts = [part for image in images for part in (image, white)]
+    return torch.cat(parts[:-1], dim=2)
+
+
+def save_png(image: Tensor, path: Path) -> None:
+    """Write (3, H, W) uint8 as a PNG file."""
+    Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())).save(path, format="PNG")
+
+
+def _fit(values: Tensor, image: Tensor) -> Tensor:
+    if values.ndim != 3 or values.shape[0] != 1:
+        raise InvalidInputError(f"map: expected (1, h, w), got {tuple(values.shape)}; pass one map at a time.")
+    size = (image.shape[-2], image.shape[-1])
+    return LF.upsample(values.detach().float().cpu().unsqueeze(0), size)[0]
+
+
+def _blend(image: Tensor, colours: Tensor, opacity: Tensor) -> Tensor:
+    return (opacity * colours + (1 - opacity) * image.float()).round().clamp(0, 255).to(torch.uint8)

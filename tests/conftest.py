@@ -1,0 +1,52 @@
+"""What several rooms' tests share: small data and one small run, made once."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lficam.recipes import ModelOptions, Recipe
+
+torch.set_num_threads(1)  # the suite runs in two processes on two cores
+
+
+def write_folder(root, parts=("train", "test"), classes=("cat", "dog"), per_class=10, size=(20, 24)):
+    """A folder of pictures whose class is plain to see: reddish cats, bluish dogs."""
+    rng = np.random.default_rng(0)
+    for part in parts:
+        for label, name in enumerate(classes):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for number in range(per_class):
+                pixels = rng.integers(0, 90, (*size, 3))
+                pixels[..., label % 3] += 150
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+def small_recipe(data, **settings):
+    """A recipe that trains in a second or two."""
+    model = settings.pop("model", ModelOptions())
+    defaults = {
+        "epochs": 2,
+        "batch_size": 8,
+        "image_size": 16,
+        "lr": 0.05,
+        "precision": "32",
+        "device": "cpu",
+        "val_fraction": 0.0,
+    }
+    return Recipe(data=str(data), model=model, **{**defaults, **settings})
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def run(folder, tmp_path_factory):
+    """A finished LFI-CAM run on the folder; tests read it only."""
+    from lficam.training import fit
+
+    return fit(small_recipe(f"folder:{folder}"), tmp_path_factory.mktemp("runs") / "run")

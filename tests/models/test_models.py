@@ -1,0 +1,307 @@
+"""One contract suite that every model runs, and the facts each must keep."""
+
+import pytest
+import torch
+from torch import nn
+
+import lficam
+from lficam.contract import ExplainableClassifier
+from lficam.errors import InvalidInputError, UnknownNameError
+from lficam.models.fin import FeatureImportanceNetwork
+
+MODELS = {
+    "plain resnet": ("cifar_resnet20", {"method": "plain"}),
+    "lfi resnet": ("cifar_resnet20", {"method": "lfi"}),
+    "lfi resnet scores": ("cifar_resnet20", {"method": "lfi", "importance": "scores"}),
+    "lfi resnet relu": ("cifar_resnet20", {"method": "lfi", "fin": "conv3x3_relu"}),
+    "lfi resnet pointwise": ("cifar_resnet20", {"method": "lfi", "fin": "pointwise"}),
+    "lfi resnet uniform": ("cifar_resnet20", {"method": "lfi", "fin": "uniform"}),
+    "abn resnet": ("cifar_resnet20", {"method": "abn"}),
+    "plain seresnet": ("cifar_seresnet20", {"method": "plain"}),
+    "lfi bottleneck": ("cifar_resnet20", {"method": "lfi", "backbone_args": {"block": "bottleneck"}}),
+    "abn bottleneck": ("cifar_resnet20", {"method": "abn", "backbone_args": {"block": "bottleneck"}}),
+    "abn seresnet": ("cifar_seresnet20", {"method": "abn"}),
+    "lfi densenet": ("cifar_densenet100", {"method": "lfi"}),
+    "abn densenet": ("cifar_densenet100", {"method": "abn"}),
+    "lfi resnext": ("cifar_resnext29_8x64d", {"method": "lfi", "fin": "uniform"}),
+    "abn resnext": ("cifar_resnext29_8x64d", {"method": "abn"}),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=lambda name: name.replace(" ", "-"))
+def model(request):
+    torch.manual_seed(0)
+    backbone, options = MODELS[request.param]
+    return lficam.create_model(backbone, num_classes=7, **options).eval()
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+
+
+def count(model):
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_the_contract_holds(model, images):
+    assert isinstance(model, ExplainableClassifier)
+    with torch.no_grad():
+        prediction = model.explain(images, class_idx=3)
+        features = model.forward_features(images)
+        assert torch.equal(model(images), prediction.logits)
+        assert torch.equal(model.classify(features, images), prediction.logits)
+        pooled = model.pooled_features(features, images)
+    assert prediction.logits.shape == (2, 7)
+    assert features.shape == pooled.shape == (2, model.backbone.num_features, 4, 6)
+    assert prediction.evidence.shape == (2, 1, 4, 6)
+    for part in prediction:
+        assert part is None or torch.isfinite(part).all()
+
+
+def test_evidence_sums_to_the_logit(model, images):
+    with torch.no_grad():
+        for class_idx in (0, 6, [2, 5], None):
+            prediction = model.explain(images, class_idx)
+            asked = prediction.logits.argmax(1) if class_idx is None else torch.tensor(class_idx).expand(2)
+            logit = prediction.logits.gather(1, asked[:, None])[:, 0]
+            total = prediction.evidence.mean(dim=(1, 2, 3)) + model.linear_head.bias[asked]
+            torch.testing.assert_close(total, logit, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_is_what_the_method_says(model, images):
+    with torch.no_grad():
+        prediction = model.explain(images)
+    method = model.config.method
+    if method == "plain":
+        assert prediction.attention is None
+        return
+    assert prediction.attention.shape == ((2, 1, 8, 12) if method == "abn" else (2, 1, 4, 6))
+    assert prediction.attention.min() >= 0
+    assert prediction.attention.max() <= 1
+    assert (prediction.importance is None) == (method == "abn")
+    assert (prediction.attention_logits is None) == (method != "abn")
+
+
+def test_gradients_reach_every_parameter_and_are_finite(model, images):
+    model.train()
+    prediction = model.explain(images)
+    loss = prediction.logits.square().sum()
+    if prediction.attention_logits is not None:
+        loss = loss + prediction.attention_logits.square().sum()
+    model.zero_grad()
+    loss.backward()
+    model.eval()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_constant_images_have_finite_gradients(model, value):
+    model.zero_grad()
+    model.explain(torch.full((1, 3, 8, 8), value)).logits.sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_save_and_load_are_bit_equal(model, images, tmp_path):
+    model.to(memory_format=torch.channels_last).save_pretrained(tmp_path)
+    loaded = lficam.load(tmp_path)
+    assert loaded.config == model.config
+    assert not loaded.training
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+        assert tensor.is_contiguous(), name
+
+
+def test_autocast_keeps_the_evidence_exact(model, images):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        prediction = model.explain(images, class_idx=1)
+    assert prediction.logits.dtype == prediction.evidence.dtype == torch.float32
+    total = prediction.evidence.mean(dim=(1, 2, 3)) + model.linear_head.bias[1]
+    torch.testing.assert_close(total, prediction.logits[:, 1], rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_of_bfloat16_or_float64_works(model, images):
+    with torch.no_grad():
+        for dtype in (torch.float64, torch.bfloat16):
+            other = lficam.create_model(
+                model.config.backbone, model.config.method, 7, model.config.backbone_args, **model.config.options
+            )
+            other.load_state_dict(model.state_dict())
+            prediction = other.eval().to(dtype).explain(images.to(dtype))
+            torch.testing.assert_close(prediction.logits.float(), model(images), rtol=0.2, atol=0.2)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (5, 9)])
+def test_a_grid_of_one_cell_works(model, size):
+    prediction = model.explain(torch.randn(1, 3, *size))
+    assert torch.isfinite(prediction.logits).all()
+
+
+def test_export_and_compile_give_the_same(model, images):
+    class Explained(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            prediction = self.model.explain(images)
+            return prediction.logits, prediction.evidence
+
+    with torch.no_grad():
+        expected = Explained()(images)
+        exported = torch.export.export(Explained(), (images,)).module()(images)
+        torch.testing.assert_close(exported, expected, rtol=1e-4, atol=1e-4)
+        if model.config.backbone != "cifar_densenet100":  # 200 layers take half a minute to trace
+            compiled = torch.compile(model.explain, backend="aot_eager")(images)
+            torch.testing.assert_close((compiled.logits, compiled.evidence), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "options", "expected"),
+    [
+        ("cifar_resnet20", {"method": "lfi"}, 420_442),
+        ("cifar_resnext29_8x64d", {"method": "lfi"}, 72_183_626),
+        ("cifar_densenet100", {"method": "lfi"}, 4_982_602),
+        ("cifar_resnet20", {"method": "abn"}, 479_150),
+        (
+            "cifar_resnet110",
+            {"method": "lfi", "num_classes": 100, "backbone_args": {"block": "bottleneck"}},
+            4_088_628,
+        ),
+    ],
+)
+def test_parameter_counts(backbone, options, expected):
+    with torch.device("meta"):
+        model = lficam.create_model(backbone, **options)
+    assert count(model) == expected
+    biased = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.bias is not None]
+    assert biased == []
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110])
+def test_a_resnet_has_as_many_layers_as_its_name_says(depth):
+    with torch.device("meta"):
+        trunk = lficam.create_model(f"cifar_resnet{depth}", method="plain").backbone
+    shortcuts = 2
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in trunk.modules())
+    assert convolutions - shortcuts + 1 == depth
+
+
+def test_convolutions_start_from_kaiming_normal_fan_out():
+    model = lficam.create_model("cifar_resnet20", method="lfi")
+    weight = model.fin.layers[0].weight
+    assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.03)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("conv3x3", "CB CBR CB CBR"),
+        ("conv3x3_relu", "CBR CBR CBR CBR"),
+        ("pointwise", "CB CBR CB CBR"),
+    ],
+)
+def test_the_layers_of_the_fin(name, kinds):
+    network = FeatureImportanceNetwork(4, name)
+    letters = {nn.Conv2d: "C", nn.BatchNorm2d: "B", nn.ReLU: "R"}
+    assert "".join(letters[type(layer)] for layer in network.layers) == kinds.replace(" ", "")
+    widths = [layer.out_channels for layer in network.layers if isinstance(layer, nn.Conv2d)]
+    assert widths == ([8, 8, 4, 4] if name == "pointwise" else [4, 4, 4, 4])
+
+
+def test_importance_is_the_softmax_of_the_pooled_scores_or_the_scores():
+    torch.manual_seed(0)
+    scores, softmax = (FeatureImportanceNetwork(4, importance=name).eval() for name in ("scores", "softmax"))
+    softmax.load_state_dict(scores.state_dict())
+    masked = torch.randn(2, 4, 5, 5)
+    plain = scores(masked)
+    assert (plain >= 0).all()
+    torch.testing.assert_close(plain, scores.layers(masked).flatten(2).mean(dim=2))
+    torch.testing.assert_close(softmax(masked), plain.exp() / plain.exp().sum(dim=1, keepdim=True))
+
+
+def test_all_zero_scores_give_a_flat_map_and_unchanged_features():
+    model = lficam.create_model("cifar_resnet20", method="lfi", importance="scores").eval()
+    nn.init.zeros_(model.fin.layers[-2].weight)
+    nn.init.zeros_(model.fin.layers[-2].bias)
+    images = torch.randn(2, 3, 16, 16)
+    features = model.forward_features(images)
+    attended = model.attend(features, images)
+    assert (attended.attention == 0).all()
+    assert torch.equal(attended.features, features)
+
+
+def test_uniform_is_the_same_net_without_the_fin():
+    model = lficam.create_model("cifar_resnet20", method="lfi").eval()
+    control = model.with_uniform_importance()
+    images = torch.randn(2, 3, 16, 16)
+    prediction = control.explain(images)
+    assert (prediction.importance == 1 / 64).all()
+    features = model.forward_features(images)
+    mean = features.mean(dim=1, keepdim=True)
+    low, high = mean.amin(dim=(2, 3), keepdim=True), mean.amax(dim=(2, 3), keepdim=True)
+    torch.testing.assert_close(prediction.attention, (mean - low) / (high - low), rtol=1e-4, atol=1e-5)
+    assert control.config is model.config
+
+
+def test_abn_multiplies_before_the_last_stage():
+    model = lficam.create_model("cifar_resnet20", method="abn").eval()
+    images = torch.randn(2, 3, 16, 16)
+    net, branch = model.backbone, model.attention_branch
+    extracted = net.stages[1](net.stages[0](net.stem(images)))
+    per_class = branch.per_class(branch.norm(branch.stage(extracted)))
+    attention = branch.to_map(per_class).sigmoid()
+    expected = net.stages[2](extracted + attention * extracted)
+    torch.testing.assert_close(model.forward_features(images), expected)
+    torch.testing.assert_close(model.explain(images).attention_logits, branch.to_logits(per_class).mean(dim=(2, 3)))
+    assert branch.stage[0].branch[0][0].stride == (1, 1)
+    assert net.stages[2][0].branch[0][0].stride == (2, 2)
+    assert branch.stage[0].branch[0][0].weight.data_ptr() != net.stages[2][0].branch[0][0].weight.data_ptr()
+
+
+def test_densenet_attends_before_its_last_norm():
+    model = lficam.create_model("cifar_densenet100", method="lfi").eval()
+    images = torch.randn(1, 3, 16, 16)
+    features = model.forward_features(images)
+    attended = model.attend(features, images).features
+    torch.testing.assert_close(model.pooled_features(features, images), model.backbone.pre_pool(attended))
+    assert (features < 0).any()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: lficam.create_model("cifar_resnet21"), UnknownNameError, "Did you mean 'cifar_resnet20'"),
+        (lambda: lficam.create_model("cifar_resnet20", method="lif"), UnknownNameError, "abn, lfi, plain"),
+        (lambda: lficam.create_model("cifar_resnet20", fin="conv5"), UnknownNameError, "conv3x3"),
+        (lambda: lficam.create_model("cifar_resnet20", importance="max"), UnknownNameError, "scores, softmax"),
+        (lambda: lficam.create_model("cifar_resnet20", method="abn", fin="pointwise"), InvalidInputError, "fin"),
+        (lambda: lficam.create_model("cifar_resnet20", num_classes=1), InvalidInputError, "at least 2"),
+        (lambda: lficam.create_model("cifar_resnet20", backbone_args={"blok": 1}), InvalidInputError, "blok"),
+        (lambda: lficam.create_model("cifar_resnet20", backbone_args={"block": "x"}), InvalidInputError, "bottleneck"),
+    ],
+)
+def test_wrong_names_say_what_to_do(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("images", "class_idx", "message"),
+    [
+        (torch.zeros(3, 16, 16), None, "unsqueeze"),
+        (torch.zeros(2, 1, 16, 16), None, "3 channels"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), None, "preprocessing"),
+        (torch.zeros(2, 3, 2, 16), None, "at least 4 x 4"),
+        (torch.zeros(2, 3, 16, 16), 7, "expected 0 to 6"),
+        (torch.zeros(2, 3, 16, 16), [1, 2, 3], "one index per image"),
+    ],
+)
+def test_wrong_images_and_classes_say_what_to_do(images, class_idx, message):
+    model = lficam.create_model("cifar_resnet20", num_classes=7)
+    with pytest.raises(InvalidInputError, match=message):
+        model.explain(images, class_idx)
