@@ -111,7 +111,7 @@ def test_upsample_keeps_corners_unaligned():
     ids=["dead", "flat", "one pixel", "tiny"],
 )
 def test_degenerate_features_give_finite_values_and_gradients(features, dtype):
-    features = features.to(dtype).requires_grad_()
+    features = features.detach().to(dtype, copy=True).requires_grad_()
     images = torch.zeros(2, 3, 8, 8, dtype=dtype, requires_grad=True)
     weights = torch.full((2, 3), 1 / 3, dtype=dtype, requires_grad=True)
     grey = LF.grey_image(images, tuple(features.shape[-2:]))

@@ -197,7 +197,8 @@ def _draw_digit(
     width = min(max(round(digit.width / digit.height * height * rng.uniform(0.85, 1.15)), 2), room)
     left = columns[0] + int(rng.integers(room - width + 1))
     top = margin + int(rng.integers(size - 2 * margin - height + 1))
-    opacity = np.asarray(digit.resize((width, height), Image.Resampling.BILINEAR), np.float32)[..., None] / 255
+    ink = np.asarray(digit.resize((width, height), Image.Resampling.BILINEAR), np.float32)[..., None]
+    opacity = (ink / 160).clip(0, 1)  # shrinking thins the strokes; this keeps them solid
     window = canvas[top : top + height, left : left + width]
     colour = _contrasting_colour(window.mean(axis=(0, 1)), rng)
     window[:] = (opacity * colour + (1 - opacity) * window).round()
@@ -207,10 +208,10 @@ def _draw_digit(
 
 
 def _contrasting_colour(background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The first of 16 random colours whose luminance is a quarter of the range away; else the farthest."""
+    """The first of 16 random colours whose luminance is a third of the range away; else the farthest."""
     colours = rng.integers(0, 256, (16, 3)).astype(np.float32)
     distance = np.abs((colours - background) @ np.array([0.299, 0.587, 0.114], np.float32))
-    enough = np.flatnonzero(distance > 64)
+    enough = np.flatnonzero(distance > 85)
     return colours[enough[0] if len(enough) else distance.argmax()]
 
 

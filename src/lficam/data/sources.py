@@ -148,16 +148,20 @@ def _split_folder(name: str, root: Path, val_fraction: float, seed: int, with_tr
 
 
 def _class_names(folder: Path) -> list[str]:
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = _visible_folders(folder)
     if len(names) < 2:
         found = f"one folder ({names[0]})" if names else "none"
         raise DataError(f"data: expected at least two class folders in {folder}, got {found}.")
     return names
 
 
+def _visible_folders(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def _list(folder: Path, class_names: Sequence[str]) -> tuple[list[Path], Tensor]:
     """The image files below each class folder, sorted, and their labels."""
-    strangers = sorted({path.name for path in folder.iterdir() if path.is_dir()} - set(class_names))
+    strangers = sorted(set(_visible_folders(folder)) - set(class_names))
     if strangers:
         raise DataError(f"data: {folder} has classes that the training folder does not: {', '.join(strangers)}.")
     paths: list[Path] = []

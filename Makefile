@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= demo
+
+.PHONY: help demo test check install clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(VENV)/installed  ## train on embedded pictures, explain, write demo/report.html (minutes; no download of data)
+	$(BIN)/lficam demo --out $(OUT)
+
+test: $(VENV)/installed-dev  ## the test suite, on two cores under five minutes
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q tests
+
+check: $(VENV)/installed-dev  ## format, lint, types, import direction, doctests, tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q --doctest-modules src
+	$(MAKE) test
+
+install: $(VENV)/installed  ## lficam in a virtual environment of its own
+
+# torch and torchvision first and alone: the two must come from one place.
+$(VENV)/torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch torchvision
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[scenes]'
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/torch pyproject.toml
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@ $(VENV)/installed
+
+clean:  ## the virtual environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,205 @@
+"""Sources by name: folders in every layout, CIFAR from its own archive, and what cannot be used."""
+
+import hashlib
+import pickle
+import tarfile
+import threading
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from lficam.contract import Preprocessing
+from lficam.data import pictures
+from lficam.data.pictures import PictureFiles
+from lficam.data.sources import load_source
+from lficam.errors import DataError, InvalidInputError, UnknownNameError
+
+from ..conftest import write_folder
+
+
+def load(root, **options):
+    return load_source(f"folder:{root}", **options)
+
+
+def test_train_and_test_folders(tmp_path):
+    source = load(write_folder(tmp_path), val_fraction=0.2)
+    assert source.test.class_names == ["cat", "dog"]
+    assert (len(source.train), len(source.validation), len(source.test)) == (16, 4, 20)
+    assert source.validation.labels.tolist() == [0, 0, 1, 1]
+    assert not set(source.train.names) & set(source.validation.names)
+    assert source.test.images.shape == (20, 3, 20, 24)
+
+
+def test_three_folders_are_the_three_parts(tmp_path):
+    source = load(write_folder(tmp_path, parts=("train", "val", "test")), val_fraction=0.2)
+    assert (len(source.train), len(source.validation), len(source.test)) == (20, 20, 20)
+
+
+def test_val_alone_is_the_test(tmp_path):
+    source = load(write_folder(tmp_path, parts=("train", "val")), val_fraction=0)
+    assert source.validation is None
+    assert all(name.startswith("val/") for name in source.test.names)
+
+
+def test_a_folder_of_classes_is_split_the_same_way_whatever_the_seed(tmp_path):
+    write_folder(tmp_path, parts=(".",))
+    first, second = load(tmp_path, seed=0), load(tmp_path, seed=1)
+    assert first.test.names == second.test.names
+    assert first.validation.names != second.validation.names
+    names = [*first.train.names, *first.validation.names, *first.test.names]
+    assert sorted(names) == sorted(set(names))
+    assert len(names) == 20
+    assert len(first.test) == 4
+
+
+def test_other_files_and_hidden_ones_are_passed_over(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("x")
+    (tmp_path / "train" / "cat" / ".hidden.png").write_bytes(b"x")
+    (tmp_path / "train" / ".cache").mkdir()
+    assert len(load(tmp_path, val_fraction=0).train) == 20
+
+
+def test_pictures_of_many_sizes_and_nested_folders(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "train" / "dog" / "more").mkdir()
+    Image.new("RGB", (50, 31)).save(tmp_path / "train" / "dog" / "more" / "big.JPG")
+    train = load(tmp_path, val_fraction=0).train
+    assert len(train) == 21
+    assert "train/dog/more/big.JPG" in train.names
+    assert train.prepared(range(21), Preprocessing(16, 16)).shape == (21, 3, 16, 16)
+
+
+def test_a_set_too_large_for_memory_stays_on_disk(tmp_path, monkeypatch):
+    write_folder(tmp_path)
+    expected = load(tmp_path, val_fraction=0.2)
+    monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 1000)
+    source = load(tmp_path, val_fraction=0.2)
+    assert isinstance(source.train.images, PictureFiles)
+    assert source.train.names == expected.train.names
+    preprocessing = Preprocessing(16, 16)
+    found = source.train.prepare_all(preprocessing).prepared([3, 1], preprocessing)
+    assert torch.equal(found, expected.train.prepare_all(preprocessing).prepared([3, 1], preprocessing))
+
+
+def damage(root, what):
+    write_folder(root)
+    match what:
+        case "unreadable":
+            (root / "train" / "cat" / "0.png").write_bytes(b"broken")
+        case "empty class":
+            for file in (root / "train" / "cat").iterdir():
+                file.unlink()
+        case "one class":
+            for part in ("train", "test"):
+                for file in (root / part / "dog").iterdir():
+                    file.unlink()
+                (root / part / "dog").rmdir()
+        case "no test":
+            (root / "test").rename(root / "elsewhere")
+        case "stranger":
+            (root / "test" / "bird").mkdir()
+        case "nan":
+            Image.fromarray(np.full((4, 4), np.nan, np.float32)).save(root / "train" / "cat" / "x.tiff")
+        case "empty":
+            for part in ("train", "test"):
+                (root / part).rename(root.parent / part)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("unreadable", "0.png: not a picture"),
+        ("empty class", "no image files"),
+        ("one class", "at least two class folders"),
+        ("no test", "no test or val folder"),
+        ("stranger", "bird"),
+        ("nan", "NaN"),
+        ("empty", "at least two class folders"),
+    ],
+)
+def test_folders_that_cannot_be_used_say_why(tmp_path, what, message):
+    root = tmp_path / "root"
+    root.mkdir()
+    damage(root, what)
+    with pytest.raises(DataError, match=message):
+        load(root)
+
+
+def test_a_class_of_one_picture_cannot_be_split(tmp_path):
+    write_folder(tmp_path, per_class=1)
+    with pytest.raises(DataError, match="val_fraction to 0"):
+        load(tmp_path, val_fraction=0.1)
+    assert len(load(tmp_path, val_fraction=0).train) == 2
+
+
+def test_missing_folders_and_unknown_names(tmp_path):
+    with pytest.raises(DataError, match="no folder"):
+        load(tmp_path / "absent")
+    with pytest.raises(UnknownNameError, match="digits-in-scenes"):
+        load_source("cifar11")
+    with pytest.raises(InvalidInputError, match="val_fraction"):
+        load_source("cifar10", val_fraction=1.0)
+
+
+def archive(folder, monkeypatch):
+    """A CIFAR-10 archive of 20 pictures a batch, behind torchvision's own download and its checksums."""
+    inside = folder / "cifar-10-batches-py"
+    inside.mkdir()
+    rng = np.random.default_rng(0)
+    dataset = torchvision.datasets.CIFAR10
+
+    def store(name, content):
+        data = pickle.dumps(content)
+        (inside / name).write_bytes(data)
+        return [name, hashlib.md5(data).hexdigest()]
+
+    def batch():
+        return {"data": rng.integers(0, 256, (20, 3072)).astype(np.uint8), "labels": [i % 10 for i in range(20)]}
+
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    monkeypatch.setattr(dataset, "train_list", [store(name, batch()) for name, _ in dataset.train_list])
+    monkeypatch.setattr(dataset, "test_list", [store(name, batch()) for name, _ in dataset.test_list])
+    filename, md5 = store("batches.meta", {"label_names": names})
+    monkeypatch.setattr(dataset, "meta", {"filename": filename, "key": "label_names", "md5": md5})
+    packed = folder / "cifar.tar.gz"
+    with tarfile.open(packed, "w:gz") as tar:
+        tar.add(inside, inside.name)
+    monkeypatch.setattr(dataset, "tgz_md5", hashlib.md5(packed.read_bytes()).hexdigest())
+
+
+@contextmanager
+def served(folder):
+    """The folder over HTTP on this machine; gives the address."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_cifar10_is_downloaded_once(tmp_path, monkeypatch):
+    (tmp_path / "site").mkdir()
+    archive(tmp_path / "site", monkeypatch)
+    monkeypatch.setenv("LFICAM_DATA", str(tmp_path / "cache"))
+    with served(tmp_path / "site") as address:
+        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"{address}/cifar.tar.gz")
+        source = load_source("cifar10", val_fraction=0.1)
+    assert (len(source.train), len(source.validation), len(source.test)) == (90, 10, 20)
+    assert source.test.class_names[3] == "cat"
+    assert source.test.images.shape == (20, 3, 32, 32)
+    # The server is gone: this comes from the folder.
+    assert torch.equal(load_source("cifar10").test.images, source.test.images)
+
+
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("LFICAM_DATA", str(tmp_path))
+    monkeypatch.setattr(torchvision.datasets.CIFAR100, "url", "http://127.0.0.1:1/cifar.tar.gz")
+    with pytest.raises(DataError, match="LFICAM_DATA"):
+        load_source("cifar100")
