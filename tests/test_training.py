@@ -124,14 +124,15 @@ def test_fit_trains_in_training_mode_and_frozen_batch_norm_stays(folder, tmp_pat
 
 
 def test_two_processes_reach_the_weights_of_one(folder, tmp_path):
-    settings = {"freeze": "batch_norm", "augmentation": "crop_flip", "epochs": 2, "batch_size": 8}
+    # A small rate: batch norm that never normalises lets a fresh net grow fast.
+    settings = {"freeze": "batch_norm", "augmentation": "crop_flip", "epochs": 2, "batch_size": 8, "lr": 1e-4}
     alone = fit(small_recipe(f"folder:{folder}", **settings), tmp_path / "one")
     words = ["--data", f"folder:{folder}", "--out", str(tmp_path / "two"), "--devices", "2", "--device", "cpu"]
     words += ["--freeze", "batch_norm", "--augmentation", "crop_flip", "--epochs", "2", "--batch_size", "8"]
-    words += ["--image_size", "16", "--lr", "0.05", "--precision", "32", "--val_fraction", "0"]
+    words += ["--image_size", "16", "--lr", "1e-4", "--precision", "32", "--val_fraction", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(
-        [sys.executable, "-m", "lficam", "train", *words], check=True, env=environment, timeout=240, capture_output=True
+        [sys.executable, "-m", "lficam", "train", *words], check=True, env=environment, timeout=90, capture_output=True
     )
     assert_same_weights(weights(alone), lficam.load(tmp_path / "two").state_dict(), rtol=0, atol=1e-6)
     rows = read_curves(tmp_path / "two")
@@ -218,6 +219,7 @@ def test_every_shipped_recipe_is_a_valid_recipe():
     for name in recipe_names():
         values = recipe_values(name)
         recipe = Recipe(**{**values, "model": ModelOptions(**values.get("model", {}))})
+        recipe.data = recipe.data or "folder:PATH"
         recipe.check()
         with torch.device("meta"):
             lficam.create_model(
@@ -245,4 +247,4 @@ def test_the_resolved_recipe_makes_the_run_again(run, tmp_path):
 
 def test_the_curves_are_a_plain_table(run):
     with (run.directory / "metrics.csv").open() as file:
-        assert list(csv.reader(file))[0][0] == "epoch"
+        assert next(csv.reader(file))[0] == "epoch"

@@ -223,9 +223,10 @@ def _demo_arguments(parser: ArgumentParser) -> None:
 
 def demo(options: Namespace) -> dict[str, Any]:
     """Train on digits in photographs in minutes, without a download, and show what the maps are worth."""
-    from lficam.evaluation import evaluate_run
+    from lficam.evaluation import evaluate_run, evaluation_directory
     from lficam.report import write_report
     from lficam.training import fit
+    from lficam.visualize import save_gallery_figure
 
     values = recipe_values("demo")
     recipe = Recipe(**{**values, "model": ModelOptions(**values.get("model", {}))})
@@ -235,6 +236,9 @@ def demo(options: Namespace) -> dict[str, Any]:
     for source in (recipe.data, _DEMO_TEST):
         result[source] = evaluate_run(run.directory, run.model, source).to_dict()
         _print_evaluation(result[source])
+    two_digits = evaluation_directory(run.directory, _DEMO_TEST)
+    figure = run.directory / "two-digits.png"
+    save_gallery_figure(two_digits, [row for row in result[_DEMO_TEST]["gallery"] if row["right"]][:4], figure)
     page = write_report(run.directory)
     print(f"trained in {run.metrics['training_seconds']:.0f} s; open {page}")
     return result
@@ -285,6 +289,8 @@ def _print_evaluation(evaluation: dict[str, Any]) -> None:
 def _print_classes(console: Any, classes: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
+    if not classes:
+        return
     worst = sorted(classes, key=lambda row: row["recall"])[:10]
     table = Table(title="classes, the hardest first", title_justify="left", box=None)
     for column in ("class", "pictures", "recall", "precision", "confused with"):

@@ -131,13 +131,13 @@ def evaluate(
                 **model_size(model, preprocessing.size),
             },
             classification=_classification(logits, pictures),
-            classes=[row._asdict() for row in per_class(logits, pictures.labels, pictures.class_names)],
+            classes=_classes(logits, pictures),
         )
         if pictures.boxes is not None:
             evaluation.localization = _localization(subject)
         if isinstance(model, LFIClassifier) and model.fin is not None:
             control = subject.logits(model.with_uniform_importance(), "without the FIN")
-            evaluation.classification["top1_error_uniform"] = _error(control, pictures.labels, 1)
+            evaluation.classification["top1_error_uniform"] = _error(control, pictures, 1)
         if pictures.mark_boxes is not None:
             evaluation.shortcut = _shortcut(subject, logits)
         if out is not None:
@@ -196,16 +196,34 @@ def _require_fitting_boxes(pictures: Pictures, preprocessing: Preprocessing) -> 
         raise DataError(f"data: expected pictures with boxes to be {size} pixels, the network's input.")
 
 
-def _error(logits: Tensor, labels: Tensor, k: int) -> dict[str, float]:
-    return rate(top_k_misses(logits, labels, k))._asdict()
+def _objects(pictures: Pictures) -> int:
+    return 1 if pictures.boxes is None else pictures.boxes.shape[1]
+
+
+def _true_labels(pictures: Pictures) -> Tensor:
+    """(N, D): the label, or where a picture shows several objects, each of theirs."""
+    several = _objects(pictures) > 1 and pictures.object_labels is not None
+    return pictures.object_labels if several else pictures.labels.unsqueeze(1)  # type: ignore[return-value]
+
+
+def _error(logits: Tensor, pictures: Pictures, k: int) -> dict[str, float]:
+    return rate(top_k_misses(logits, _true_labels(pictures), k))._asdict()
 
 
 def _classification(logits: Tensor, pictures: Pictures) -> dict[str, Any]:
-    figures: dict[str, Any] = {"top1_error": _error(logits, pictures.labels, 1)}
+    figures: dict[str, Any] = {"top1_error": _error(logits, pictures, 1)}
     if len(pictures.class_names) > 5:
-        figures["top5_error"] = _error(logits, pictures.labels, 5)
-    figures["calibration_error"] = calibration_error(logits, pictures.labels)
+        figures["top5_error"] = _error(logits, pictures, 5)
+    if _objects(pictures) == 1:
+        figures["calibration_error"] = calibration_error(logits, pictures.labels)
     return figures
+
+
+def _classes(logits: Tensor, pictures: Pictures) -> list[dict[str, Any]]:
+    """The per-class table; a picture of several objects has no one class to be a row of."""
+    if _objects(pictures) > 1:
+        return []
+    return [row._asdict() for row in per_class(logits, pictures.labels, pictures.class_names)]
 
 
 def _explainers(model: PlainClassifier) -> dict[str, Explainer]:
@@ -224,7 +242,7 @@ def _localization(subject: _Subject) -> list[dict[str, Any]]:
     pictures = subject.pictures
     assert pictures.boxes is not None
     assert pictures.object_labels is not None
-    objects = pictures.boxes.shape[1]
+    objects = _objects(pictures)
     rows = []
     for name, explainer in _explainers(subject.model).items():
         maps = [subject.maps(explainer, pictures.object_labels[:, d]) for d in range(objects)]
@@ -281,8 +299,9 @@ def _shortcut(subject: _Subject, logits: Tensor) -> dict[str, Any]:
 def _gallery(subject: _Subject, logits: Tensor, out: Path) -> list[dict[str, Any]]:
     """Strips of right and wrong pictures, spread over the whole set."""
     predicted = logits.argmax(dim=1)
-    right = predicted == subject.pictures.labels
-    two_objects = subject.pictures.boxes is not None and subject.pictures.boxes.shape[1] == 2
+    labels = _true_labels(subject.pictures)
+    right = (predicted.unsqueeze(1) == labels).any(dim=1)
+    two_objects = _objects(subject.pictures) == 2
     rows = []
     for chosen in (torch.nonzero(right).flatten(), torch.nonzero(~right).flatten()):
         spread = torch.linspace(0, len(chosen) - 1, min(_GALLERY_SIZE, len(chosen))).round().long()
@@ -296,7 +315,7 @@ def _gallery(subject: _Subject, logits: Tensor, out: Path) -> list[dict[str, Any
                     "file": file,
                     "name": subject.pictures.names[index],
                     "captions": captions,
-                    "true": names[int(subject.pictures.labels[index])],
+                    "true": " and ".join(names[label] for label in labels[index].tolist()),
                     "predicted": names[int(predicted[index])],
                     "probability": float(logits[index].softmax(dim=0).max()),
                     "right": bool(right[index]),

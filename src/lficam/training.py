@@ -93,6 +93,11 @@ class ClassificationTask(pl.LightningModule):
             mean.reset()
         return figures
 
+    def means_so_far(self) -> tuple[float, float]:
+        """Training loss and accuracy of this rank in this epoch; asks no other rank, so any one may call it."""
+        loss, right = (self.means[name] for name in ("train_loss", "train_accuracy"))
+        return (loss.mean_value / loss.weight).item(), (right.mean_value / right.weight).item()
+
     def configure_optimizers(self) -> Any:
         """SGD; the paper's steps at 50 and 75 percent of the epochs, or one cycle."""
         recipe = self.recipe
@@ -136,6 +141,7 @@ class RunFiles(pl.Callback):
         self.seen = 0
         self.started = 0.0
         self.rate = 0.0
+        self.lr = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the rows of finished epochs only."""
@@ -147,8 +153,9 @@ class RunFiles(pl.Callback):
                 writer.writerows(rows)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
+        """Start the clock; note the rate before the epoch's schedule moves it."""
         self.started, self.seen = time.perf_counter(), 0
+        self.lr = trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -162,7 +169,7 @@ class RunFiles(pl.Callback):
         assert isinstance(pl_module, ClassificationTask)
         figures = pl_module.epoch_means()
         figures |= {
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "lr": self.lr,
             "seconds": time.perf_counter() - self.started,
             "images_per_second": self.rate,
         }
@@ -201,7 +208,7 @@ class TrainingProgress(pl.Callback):
         self.bar.advance(self.task)
         if batch_idx % 10 == 0:
             assert isinstance(pl_module, ClassificationTask)
-            loss, right = (pl_module.means[name].compute().item() for name in ("train_loss", "train_accuracy"))
+            loss, right = pl_module.means_so_far()
             epoch = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             figures = f"loss {loss:.3f}  accuracy {right:.1%}  {self.files.rate:.0f} images/s"
             self.bar.update(self.task, description=f"{epoch}  {figures}")
@@ -253,6 +260,7 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
         RunError: ``out`` holds something else, or a run of another recipe.
     """
     recipe.check()
+    resolve_device(recipe.device)
     directory = Path(out)
     _require_free(directory, recipe, resume)
     if (directory / METRICS_FILE).is_file():
@@ -261,6 +269,7 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     pl.seed_everything(recipe.seed, verbose=False)
     preprocessing = Preprocessing(recipe.image_size, recipe.resize or recipe.image_size, recipe.mean, recipe.std)
     model = build(_model_config(recipe, source, preprocessing))
+    model.check_images(torch.empty(1, 3, recipe.image_size, recipe.image_size))
     data = ImageData(source, preprocessing, recipe.batch_size, recipe.augmentation, recipe.seed, recipe.workers)
     task = ClassificationTask(model, recipe)
     directory.mkdir(parents=True, exist_ok=True)

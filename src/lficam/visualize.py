@@ -1,11 +1,13 @@
 """Maps as pictures: colour, overlays, strips. uint8 in and out, channels first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -85,6 +87,25 @@ def strip(images: Sequence[Tensor], gap: int = 4) -> Tensor:
 def save_png(image: Tensor, path: Path) -> None:
     """Write (3, H, W) uint8 as a PNG file."""
     Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())).save(path, format="PNG")
+
+
+def save_gallery_figure(directory: Path, rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Strips of an evaluation's gallery below each other, each panel under its caption, as one PNG file.
+
+    Args:
+        directory: where the strips are.
+        rows: of the gallery: ``file``, and ``captions``, one a panel.
+        path: of the figure.
+    """
+    strips = [np.asarray(Image.open(directory / row["file"])) for row in rows]
+    height, width = strips[0].shape[:2]
+    figure = Figure(figsize=(width / 100, len(rows) * (height + 26) / 100), dpi=130, layout="constrained")
+    for axes, pixels, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], strips, rows, strict=True):
+        axes.imshow(pixels)
+        axes.set_axis_off()
+        for number, caption in enumerate(row["captions"]):
+            axes.text((number + 0.5) * width / len(row["captions"]), -6, caption, ha="center", va="bottom", fontsize=9)
+    figure.savefig(path)
 
 
 def _fit(values: Tensor, image: Tensor) -> Tensor:

@@ -37,12 +37,18 @@ def rate(hits: Tensor) -> Rate:
 
 
 def top_k_misses(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """Whether the label is not among the k highest logits, (N,) bool; lower share is better.
+    """Whether no true label is among the k highest logits, (N,) bool; lower share is better.
+
+    Args:
+        logits: (N, C).
+        labels: (N,), or (N, D) where a picture shows D objects and each of their labels is right.
+        k: at most C.
 
     >>> top_k_misses(torch.tensor([[3.0, 2.0, 1.0]]), torch.tensor([1]), k=1).tolist()
     [True]
     """
-    return ~(logits.topk(k, dim=1).indices == labels.unsqueeze(1)).any(dim=1)
+    chosen = logits.topk(k, dim=1).indices
+    return ~(chosen.unsqueeze(2) == labels.view(len(labels), 1, -1)).any(dim=(1, 2))
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
