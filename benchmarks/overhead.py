@@ -3,8 +3,8 @@
     python benchmarks/overhead.py [--backbone cifar_resnet20] [--size 32] [--json FILE]
 
 Every pair is timed side by side in one run: the two take turns, round after round, and the median of their ratios is
-printed, so that a machine whose speed drifts does not decide. A ratio is good when it is at most 1.10 times the ratio of
-multiply-adds.
+printed, so that a machine whose speed drifts does not decide. A ratio is good when it is at most 1.10 times the ratio
+of multiply-adds.
 """
 
 import argparse

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lficam.models.factory import create_model as create_model
     from lficam.models.factory import load as load
     from lficam.predict import explain_images as explain_images
+    from lficam.recipes import ModelOptions as ModelOptions
+    from lficam.recipes import Recipe as Recipe
     from lficam.report import write_report as write_report
     from lficam.training import fit as fit
 
@@ -23,8 +25,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ExplainableClassifier": "lficam.contract",
+    "ModelOptions": "lficam.recipes",
     "Prediction": "lficam.contract",
     "Preprocessing": "lficam.contract",
+    "Recipe": "lficam.recipes",
     "create_explainer": "lficam.explainers",
     "create_model": "lficam.models.factory",
     "evaluate": "lficam.evaluation",

@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LficamError as error:
         print(f"lficam: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"lficam: {error.strerror or error}: {error.filename or 'no file named'}.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("lficam: interrupted; the same command goes on where it stopped.", file=sys.stderr)
         return 130
@@ -57,7 +60,7 @@ def _run(arguments: list[str]) -> int:
     except SystemExit as stop:  # --help has printed itself
         return int(stop.code or 0)
     result = command(options)
-    if options.json:
+    if options.json and result:
         Path(options.json).parent.mkdir(parents=True, exist_ok=True)
         Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
     return 0
@@ -127,6 +130,8 @@ def train(options: Namespace) -> dict[str, Any]:
     from lficam.training import fit
 
     run = fit(recipe_from(options), options.out, options.resume)
+    if not run.is_main:
+        return {}
     _print_table("trained", {**run.metrics, "run": str(run.directory)})
     return {"run": str(run.directory), **run.metrics}
 

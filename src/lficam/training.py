@@ -39,11 +39,19 @@ CHECKPOINTS = "checkpoints"
 
 @dataclass
 class Run:
-    """A finished run: where it is, its trained model in eval mode, and the content of ``metrics.json``."""
+    """A finished run.
+
+    Attributes:
+        directory: where it is.
+        model: trained, in eval mode, on the CPU.
+        metrics: the content of ``metrics.json``.
+        is_main: whether this process speaks for all; one of several does.
+    """
 
     directory: Path
     model: PlainClassifier
     metrics: dict[str, Any]
+    is_main: bool = True
 
 
 def classification_loss(prediction: Prediction, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -289,7 +297,7 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     if trainer.is_global_zero:
         _finish(directory, task, trainer, best)
     trainer.strategy.barrier()
-    return _open(directory)
+    return _open(directory, trainer.is_global_zero)
 
 
 def _model_config(recipe: Recipe, source: Source, preprocessing: Preprocessing) -> ModelConfig:
@@ -448,6 +456,6 @@ def _finish(directory: Path, task: ClassificationTask, trainer: pl.Trainer, best
     (directory / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
 
 
-def _open(directory: Path) -> Run:
+def _open(directory: Path, is_main: bool = True) -> Run:
     metrics = json.loads((directory / METRICS_FILE).read_text())
-    return Run(directory, load(directory), metrics)
+    return Run(directory, load(directory), metrics, is_main)

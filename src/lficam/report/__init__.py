@@ -53,9 +53,13 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     return page
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _require(path: Path) -> None:
     if not path.is_file():
         raise RunError(f"run: expected a finished run with {path.name}, got {path.parent}; train first.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    _require(path)
     return json.loads(path.read_text())
 
 
@@ -65,6 +69,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _curves(path: Path) -> str:
     """Loss and accuracy per epoch as inline SVG."""
+    _require(path)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     figure = Figure(figsize=(8, 2.8), layout="constrained")
