@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.functional import accuracy
@@ -200,9 +200,8 @@ class TrainingProgress(pl.Callback):
         """Show the bar, where a resumed run stands."""
         if not trainer.is_global_zero:
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-        clocks = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(elapsed_when_finished=False))
-        self.bar = progress_bar(*columns, *clocks)
+        left = (TimeRemainingColumn(compact=True), TextColumn("left"))
+        self.bar = progress_bar(TextColumn("{task.description}"), BarColumn(bar_width=12), *left)
         total = int(trainer.estimated_stepping_batches)
         self.task = self.bar.add_task("training", total=total, completed=trainer.global_step)
         self.bar.start()
@@ -290,10 +289,10 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
         try:
             checkpoint = str(last) if last.is_file() else None
             trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as stop:  # Lightning's answer to an interruption
+            raise KeyboardInterrupt from stop
         finally:
             progress.close()
-    if trainer.interrupted:
-        raise KeyboardInterrupt
     if trainer.is_global_zero:
         _finish(directory, task, trainer, best)
     trainer.strategy.barrier()
