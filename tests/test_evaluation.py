@@ -1,0 +1,158 @@
+"""Evaluation: its figures against counts made by hand, its records, and what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+import lficam
+from lficam.contract import Preprocessing
+from lficam.data.pictures import Pictures
+from lficam.data.scenes import load_scenes
+from lficam.data.transforms import normalise
+from lficam.errors import DataError, InvalidInputError
+from lficam.evaluation import UNIFORM, VERSUS, evaluate, model_size
+
+SIZE = 24
+
+
+def make(method="lfi", classes=10):
+    torch.manual_seed(0)
+    model = lficam.create_model("cifar_resnet20", method, classes)
+    model.config.class_names = [str(number) for number in range(classes)]
+    model.config.preprocessing = Preprocessing(SIZE, SIZE)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def few():
+    """Every tenth picture of each set."""
+    names = ("digits-in-scenes", "two-digits", "planted-shortcut-conflict")
+    return {name: load_scenes(name, "test", SIZE).select(torch.arange(0, 1000, 20)) for name in names}
+
+
+@pytest.fixture(scope="module")
+def evaluations(few, tmp_path_factory):
+    model = make()
+    root = tmp_path_factory.mktemp("evaluations")
+    return {name: (evaluate(model, pictures, name, root / name), root / name) for name, pictures in few.items()}
+
+
+def test_errors_are_counted(few, evaluations):
+    pictures, (evaluation, _) = few["digits-in-scenes"], evaluations["digits-in-scenes"]
+    model = make()
+    with torch.no_grad():
+        logits = model(normalise(pictures.images, model.config.preprocessing))
+    wrong = sum(int(row.argmax()) != int(label) for row, label in zip(logits, pictures.labels, strict=True))
+    assert evaluation.classification["top1_error"]["value"] == wrong / 50
+    far = sum(int(label) not in row.topk(5).indices for row, label in zip(logits, pictures.labels, strict=True))
+    assert evaluation.classification["top5_error"]["value"] == far / 50
+    assert sum(row["pictures"] for row in evaluation.classes) == 50
+
+
+def test_every_map_stands_beside_chance_and_the_baselines(evaluations):
+    rows = {row["map"]: row for row in evaluations["digits-in-scenes"][0].localization}
+    assert list(rows) == ["attention", "class_evidence", "cam", "grad_cam", UNIFORM, "feature_mean", "centre"]
+    for row in rows.values():
+        assert 0 <= row["pointing_chance"] <= 1
+        assert 0 <= row["box_iou_chance"] < 1
+    assert rows["centre"]["class_targeted"] is False
+    assert "top1_error_uniform" in evaluations["digits-in-scenes"][0].classification
+
+
+def test_two_digits_ask_for_each_and_for_one_against_the_other(few, evaluations):
+    evaluation = evaluations["two-digits"][0]
+    rows = {row["map"]: row for row in evaluation.localization}
+    assert VERSUS in rows
+    assert rows["class_evidence"]["pointing"]["cases"] == 100
+    # A map without a class has one peak, which lies in one of two boxes that do not overlap: at most half.
+    assert rows["attention"]["pointing"]["value"] <= 0.5
+    assert evaluation.classes == []
+    model = make()
+    with torch.no_grad():
+        predicted = model(normalise(few["two-digits"].images, model.config.preprocessing)).argmax(dim=1).tolist()
+    asked = few["two-digits"].object_labels.tolist()
+    wrong = sum(label not in pair for label, pair in zip(predicted, asked, strict=True))
+    assert evaluation.classification["top1_error"]["value"] == wrong / 50
+
+
+def test_a_mark_is_followed(few, evaluations):
+    shortcut = evaluations["planted-shortcut-conflict"][0].shortcut
+    pictures = few["planted-shortcut-conflict"]
+    model = make()
+    with torch.no_grad():
+        predicted = model(normalise(pictures.images, model.config.preprocessing)).argmax(dim=1)
+    taken = int((predicted == pictures.mark_labels).sum())
+    assert shortcut["label_taken_from_the_mark"] == taken > 0
+    assert shortcut["label_is_the_marks"]["value"] == taken / 50
+    for row in shortcut["peaks"]:
+        assert row["on_the_mark"]["cases"] == taken
+
+
+def test_records_and_gallery_are_written(evaluations):
+    for evaluation, directory in evaluations.values():
+        written = json.loads((directory / "evaluation.json").read_text())
+        assert written == json.loads(json.dumps(evaluation.to_dict()))
+        assert {row["file"] for row in written["gallery"]} == {path.name for path in directory.glob("*.png")}
+        assert {row["right"] for row in written["gallery"]} == {True, False}
+
+
+def test_multiply_adds_are_those_of_the_layers():
+    model = make("plain")
+    adds = 0
+
+    def count(layer, inputs, output):
+        nonlocal adds
+        kernel = layer.weight.shape[1:].numel()
+        adds += kernel * output.shape[1:].numel()
+
+    layers = [module for module in model.modules() if hasattr(module, "weight") and module.weight.ndim in (2, 4)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        model.backbone(torch.zeros(1, 3, SIZE, SIZE))
+    for handle in handles:
+        handle.remove()
+    size = model_size(model, SIZE)
+    assert size["multiply_adds"] == adds
+    assert size["parameters"] == 272_474
+
+
+def small_set(**changes):
+    values = {
+        "images": torch.zeros(4, 3, SIZE, SIZE, dtype=torch.uint8),
+        "labels": torch.zeros(4, dtype=torch.int64),
+        "class_names": [str(number) for number in range(10)],
+        "names": ["a"] * 4,
+    }
+    return Pictures(**{**values, **changes})
+
+
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        (small_set(class_names=["0", "1"]), "missing: 2, 3"),
+        (small_set(class_names=[*map(str, range(10)), "x"]), "unknown: x"),
+        (small_set(class_names=[*map(str, range(9, -1, -1))]), "reordered"),
+        (
+            small_set(images=torch.zeros(4, 3, 30, 30, dtype=torch.uint8), boxes=torch.zeros(4, 1, 4)),
+            "the network's input",
+        ),
+    ],
+)
+def test_a_set_that_does_not_fit_is_refused(pictures, message):
+    with pytest.raises(DataError, match=message):
+        evaluate(make(), pictures, "a set")
+
+
+def test_a_model_without_preprocessing_is_refused():
+    with pytest.raises(InvalidInputError, match="preprocessing"):
+        evaluate(lficam.create_model("cifar_resnet20"), small_set(), "a set")
+
+
+def test_fewer_than_five_classes_have_no_top_five_and_no_gallery_is_needed():
+    model = make(classes=3)
+    pictures = small_set(class_names=["0", "1", "2"])
+    evaluation = evaluate(model, pictures, "a set")
+    assert "top5_error" not in evaluation.classification
+    assert evaluation.gallery == []
+    assert evaluation.localization == []

@@ -1,0 +1,88 @@
+"""Explanations in the pictures' own pixels."""
+
+import pytest
+import torch
+from PIL import Image
+
+import lficam
+from lficam.contract import Preprocessing
+from lficam.data.transforms import normalise, prepare
+from lficam.errors import DataError, InvalidInputError
+from lficam.predict import explain_images, find_images
+
+
+def make(method="plain"):
+    torch.manual_seed(0)
+    model = lficam.create_model("cifar_resnet20", method, 7)
+    model.config.preprocessing = Preprocessing(16, 20)
+    return model.eval()
+
+
+@pytest.fixture
+def picture(tmp_path):
+    torch.manual_seed(1)
+    pixels = torch.randint(0, 256, (40, 80, 3), dtype=torch.uint8).numpy()
+    path = tmp_path / "picture.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_it_says_what_the_model_says(picture):
+    model = make("lfi")
+    (explanation,) = explain_images(model, [picture])
+    image = torch.from_numpy(__import__("numpy").array(Image.open(picture))).permute(2, 0, 1)
+    seen = prepare(image, model.config.preprocessing)
+    assert torch.equal(explanation.image, seen)
+    with torch.no_grad():
+        prediction = model.explain(normalise(seen[None], model.config.preprocessing))
+    probabilities = prediction.logits.softmax(dim=1)[0]
+    assert explanation.label == str(int(probabilities.argmax()))
+    assert explanation.probability == pytest.approx(float(probabilities.max()), rel=1e-5)
+    assert [float(name) for name, _ in explanation.top] == probabilities.topk(5).indices.tolist()
+    torch.testing.assert_close(explanation.evidence, prediction.evidence[0])
+    torch.testing.assert_close(explanation.attention, prediction.attention[0])
+
+
+def test_peak_and_region_lie_where_the_evidence_is(picture):
+    model = make()
+    # 80 x 40 becomes 40 x 20, the network sees the middle 16 x 16: (24, 4) to (56, 36) of the picture.
+    model.explain = lambda images, class_idx=None: lficam.Prediction(
+        torch.eye(7)[:1], evidence=torch.tensor([[[[0.0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 9], [0, 0, 0, 0]]]])
+    )
+    (explanation,) = explain_images(model, [picture])
+    assert explanation.crop == (24, 4, 56, 36)
+    x, y = explanation.peak
+    # The hot cell is the fourth column, third row of a 4 x 4 grid over 32 pixels.
+    assert 24 + 24 <= x <= 24 + 32
+    assert 4 + 16 <= y <= 4 + 24
+    x1, y1, x2, y2 = explanation.region
+    assert x1 <= x <= x2 <= 56
+    assert y1 <= y <= y2
+    assert explanation.map_name == "evidence"
+
+
+def test_files_and_folders_are_found_and_broken_ones_reported(picture, tmp_path):
+    (tmp_path / "broken.jpg").write_bytes(b"x")
+    (tmp_path / "notes.txt").write_text("x")
+    found = find_images([tmp_path])
+    assert [path.name for path in found] == ["broken.jpg", "picture.png"]
+    broken, whole = explain_images(make(), found, batch_size=1)
+    assert isinstance(broken, DataError)
+    assert whole.path == str(picture)
+    with pytest.raises(DataError, match="no such file"):
+        find_images([tmp_path / "absent"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no image files"):
+        find_images([tmp_path / "empty"])
+
+
+def test_a_batch_says_what_single_pictures_say(picture):
+    model = make("lfi")
+    together = list(explain_images(model, [picture] * 3, batch_size=2))
+    assert len(together) == 3
+    assert {explanation.peak for explanation in together} == {together[0].peak}
+
+
+def test_a_model_without_preprocessing_is_refused(picture):
+    with pytest.raises(InvalidInputError, match="preprocessing"):
+        list(explain_images(lficam.create_model("cifar_resnet20"), [picture]))
