@@ -275,7 +275,7 @@ def test_densenet_attends_before_its_last_norm():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: lficam.create_model("cifar_resnet21"), UnknownNameError, "Did you mean 'cifar_resnet20'"),
+        (lambda: lficam.create_model("cifar_resnet20x"), UnknownNameError, "Did you mean 'cifar_resnet20'"),
         (lambda: lficam.create_model("cifar_resnet20", method="lif"), UnknownNameError, "abn, lfi, plain"),
         (lambda: lficam.create_model("cifar_resnet20", fin="conv5"), UnknownNameError, "conv3x3"),
         (lambda: lficam.create_model("cifar_resnet20", importance="max"), UnknownNameError, "scores, softmax"),
