@@ -97,6 +97,8 @@ def numbers(evaluation: dict[str, Any]) -> Iterator[tuple[str, float, list[float
         yield "label_taken_from_the_mark", shortcut["label_taken_from_the_mark"], None
         for row in shortcut.get("peaks", []):
             yield (f"peak on the mark: {row['map']}", *_value(row["on_the_mark"]))
+            yield (f"peak near the mark: {row['map']}", *_value(row["near_the_mark"]))
+            yield f"peak near the mark, chance: {row['map']}", row["near_the_mark_chance"], None
             yield (f"peak on the digit: {row['map']}", *_value(row["on_the_digit"]))
 
 

@@ -315,10 +315,12 @@ def _print_shortcut(console: Any, shortcut: dict[str, Any]) -> None:
     console.print(f"label is the mark's: {shortcut['label_is_the_marks']['value']:.1%}; against the digit: {taken}")
     if "peaks" in shortcut:
         table = Table(title="peaks, where the label was taken from the mark", title_justify="left", box=None)
-        for column in ("map", "on the mark", "on the digit"):
+        for column in ("map", "on the mark", "near it", "chance", "on the digit"):
             table.add_column(column)
         for row in shortcut["peaks"]:
-            table.add_row(row["map"], f"{row['on_the_mark']['value']:.3f}", f"{row['on_the_digit']['value']:.3f}")
+            rates = [row[key]["value"] for key in ("on_the_mark", "near_the_mark", "on_the_digit")]
+            rates.insert(2, row.get("near_the_mark_chance"))
+            table.add_row(row["map"], *("" if value is None else f"{value:.3f}" for value in rates))
         console.print(table)
 
 

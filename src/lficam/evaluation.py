@@ -20,7 +20,7 @@ from lficam.errors import DataError, InvalidInputError
 from lficam.explainers import create_explainer
 from lficam.explainers.base import Explainer
 from lficam.metrics.classification import calibration_error, per_class, rate, top_k_misses
-from lficam.metrics.localization import points_into, region_iou, shuffled
+from lficam.metrics.localization import points_into, region_iou, shuffled, widened
 from lficam.models.lfi import LFIClassifier
 from lficam.models.plain import PlainClassifier
 from lficam.progress import progress_bar
@@ -273,7 +273,11 @@ def _held_against(maps: list[Tensor], pictures: Pictures) -> dict[str, Any]:
 
 
 def _shortcut(subject: _Subject, logits: Tensor) -> dict[str, Any]:
-    """How often the label is the mark's, and where each map's peak lies then: on the mark or on the digit."""
+    """How often the label is the mark's, and where each map's peak lies then.
+
+    The network may read a mark's place from cells beside it, so the peak is also looked for near the mark: within an
+    eighth of the side. Chance is the same maps held against the marks of other pictures.
+    """
     pictures = subject.pictures
     assert pictures.mark_boxes is not None
     assert pictures.mark_labels is not None
@@ -288,11 +292,17 @@ def _shortcut(subject: _Subject, logits: Tensor) -> dict[str, Any]:
     figures["peaks"] = []
     for name, explainer in _explainers(subject.model).items():
         maps = subject.maps(explainer, predicted)[taken]
-        on_mark = points_into(maps, pictures.mark_boxes[taken])
-        on_digit = points_into(maps, pictures.boxes[taken][:, 0])
-        figures["peaks"].append(
-            {"map": name, "on_the_mark": rate(on_mark)._asdict(), "on_the_digit": rate(on_digit)._asdict()}
-        )
+        marks, digits = pictures.mark_boxes[taken], pictures.boxes[taken][:, 0]
+        near = widened(marks, maps.shape[-1] / 8)
+        row = {
+            "map": name,
+            "on_the_mark": rate(points_into(maps, marks))._asdict(),
+            "near_the_mark": rate(points_into(maps, near))._asdict(),
+            "on_the_digit": rate(points_into(maps, digits))._asdict(),
+        }
+        if len(maps) > 1:
+            row["near_the_mark_chance"] = float(points_into(maps, near[shuffled(len(maps))]).float().mean())
+        figures["peaks"].append(row)
     return figures
 
 

@@ -82,6 +82,15 @@ def region_iou(maps: Tensor, boxes: Tensor, threshold: float = 0.5) -> Tensor:
     return box_iou(found, boxes).diagonal().nan_to_num(0.0)
 
 
+def widened(boxes: Tensor, margin: float) -> Tensor:
+    """Boxes (N, 4) with ``margin`` pixels more on every side; they may leave the picture.
+
+    >>> widened(torch.tensor([[4.0, 4.0, 6.0, 6.0]]), 2).tolist()
+    [[2.0, 2.0, 8.0, 8.0]]
+    """
+    return boxes + boxes.new_tensor([-margin, -margin, margin, margin])
+
+
 def shuffled(count: int, seed: int = 0) -> Tensor:
     """A pairing of each picture with another one, (N,): for chance rates, the map of another picture.
 
