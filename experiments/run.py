@@ -4,8 +4,7 @@
     python experiments/run.py cifar10 --runs RUNS --data folder:CIFAR10
 
 RUNS is a folder outside the repository; a finished run is not trained again, a stopped one goes on. Records go to
-``experiments/NAME/records.jsonl``, one value a line, and are rewritten from the runs each time; ``table.md`` is made
-from them.
+``experiments/NAME/records.jsonl``, one value a line, after each run; ``table.md`` is made from them.
 """
 
 import argparse
@@ -54,8 +53,8 @@ EXPERIMENTS: dict[str, list[Entry]] = {
         Entry("LFI-CAM, 6 epochs", "cifar10_resnet20_lfi_short", {"epochs": 6}),
         Entry("plain, 6 epochs", "cifar10_resnet20_plain_short", {"epochs": 6}),
         Entry("ABN, 6 epochs", "cifar10_resnet20_abn_short", {"epochs": 6}),
-        Entry("LFI-CAM, 12 epochs", "cifar10_resnet20_lfi_short"),
     ],
+    "cifar10-longer": [Entry("LFI-CAM, 12 epochs", "cifar10_resnet20_lfi_short")],
     "catdog": [Entry("LFI-CAM", "cats_and_dogs_resnet20_lfi_short")],
 }
 
@@ -106,28 +105,26 @@ def _value(value: Any) -> tuple[float, list[float] | None]:
     return (value["value"], [value["low"], value["high"]]) if isinstance(value, dict) else (value, None)
 
 
-def records(experiment: str, runs: Path, data: str | None) -> Iterator[dict[str, Any]]:
-    command = f"python experiments/run.py {experiment} --runs RUNS" + (" --data folder:FOLDER" if data else "")
-    for entry in EXPERIMENTS[experiment]:
-        recipe, metrics, evaluations = run_entry(experiment, entry, runs, data)
-        common = {
-            "experiment": experiment,
-            "backbone": recipe.model.backbone,
-            "method": recipe.model.method,
-            "variant": entry.variant,
-            "run": slug(entry),
-            "seed": recipe.seed,
-            "epochs": recipe.epochs,
-            "image_size": recipe.image_size,
-            "command": command,
-            "seconds": metrics["training_seconds"],
-        }
-        yield {**common, "dataset": "training", "metric": "seconds_per_epoch", "value": metrics["seconds_per_epoch"]}
-        for source, evaluation in evaluations.items():
-            dataset = source if not source.startswith("folder:") else f"folder:{experiment}"
-            for metric, value, interval in numbers(evaluation):
-                row = {**common, "dataset": dataset, "metric": metric, "value": value}
-                yield row | ({"interval95": interval} if interval else {})
+def records(experiment: str, entry: Entry, runs: Path, data: str | None) -> Iterator[dict[str, Any]]:
+    recipe, metrics, evaluations = run_entry(experiment, entry, runs, data)
+    common = {
+        "experiment": experiment,
+        "backbone": recipe.model.backbone,
+        "method": recipe.model.method,
+        "variant": entry.variant,
+        "run": slug(entry),
+        "seed": recipe.seed,
+        "epochs": recipe.epochs,
+        "image_size": recipe.image_size,
+        "command": f"python experiments/run.py {experiment} --runs RUNS" + (" --data folder:FOLDER" if data else ""),
+        "seconds": metrics["training_seconds"],
+    }
+    yield {**common, "dataset": "training", "metric": "seconds_per_epoch", "value": metrics["seconds_per_epoch"]}
+    for source, evaluation in evaluations.items():
+        dataset = source if not source.startswith("folder:") else f"folder:{experiment}"
+        for metric, value, interval in numbers(evaluation):
+            row = {**common, "dataset": dataset, "metric": metric, "value": value}
+            yield row | ({"interval95": interval} if interval else {})
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -158,11 +155,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--data", help="the source, where it is a folder")
     options = parser.parse_args()
-    rows = list(records(options.experiment, options.runs, options.data))
     out = HERE / options.experiment
     out.mkdir(exist_ok=True)
-    (out / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (out / "table.md").write_text(table(rows))
+    rows: list[dict[str, Any]] = []
+    for entry in EXPERIMENTS[options.experiment]:
+        rows += records(options.experiment, entry, options.runs, options.data)
+        (out / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (out / "table.md").write_text(table(rows))
     print((out / "table.md").read_text())
 
 

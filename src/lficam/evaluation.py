@@ -294,7 +294,7 @@ def _shortcut(subject: _Subject, logits: Tensor) -> dict[str, Any]:
         maps = subject.maps(explainer, predicted)[taken]
         marks, digits = pictures.mark_boxes[taken], pictures.boxes[taken][:, 0]
         near = widened(marks, maps.shape[-1] / 8)
-        row = {
+        row: dict[str, Any] = {
             "map": name,
             "on_the_mark": rate(points_into(maps, marks))._asdict(),
             "near_the_mark": rate(points_into(maps, near))._asdict(),
