@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lficam.evaluation import EVALUATION_FILE, evaluate_run, evaluation_directory
+from lficam.evaluation import evaluate_run
 from lficam.recipes import ModelOptions, Recipe, recipe_values
 from lficam.report import write_report
 from lficam.training import fit
@@ -42,8 +42,8 @@ EXPERIMENTS: dict[str, list[Entry]] = {
         Entry("LFI-CAM", "digits_in_scenes", tests=SCENES),
         Entry("plain", "digits_in_scenes_plain", tests=SCENES),
         Entry("ABN", "digits_in_scenes_abn", tests=SCENES),
-        Entry("LFI-CAM, w = 1/K", "digits_in_scenes_uniform", tests=SCENES),
     ],
+    "scenes-uniform": [Entry("LFI-CAM, w = 1/K", "digits_in_scenes_uniform", tests=SCENES)],
     "shortcut": [
         Entry("LFI-CAM", "planted_shortcut", tests=MARKS),
         Entry("plain", "planted_shortcut_plain", tests=MARKS),
@@ -72,10 +72,7 @@ def run_entry(experiment: str, entry: Entry, runs: Path, data: str | None) -> tu
     run = fit(recipe, runs / experiment / slug(entry))
     evaluations = {}
     for source in entry.tests or (recipe.data,):
-        path = evaluation_directory(run.directory, source) / EVALUATION_FILE
-        if not path.is_file():
-            evaluate_run(run.directory, run.model, source)
-        evaluations[source] = json.loads(path.read_text())
+        evaluations[source] = evaluate_run(run.directory, run.model, source).to_dict()
     write_report(run.directory)
     return recipe, run.metrics, evaluations
 

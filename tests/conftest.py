@@ -31,7 +31,7 @@ def small_recipe(data, **settings):
         "epochs": 2,
         "batch_size": 8,
         "image_size": 16,
-        "lr": 0.05,
+        "lr": 0.01,
         "precision": "32",
         "device": "cpu",
         "val_fraction": 0.0,

@@ -101,7 +101,16 @@ def test_a_broken_picture_costs_the_others_nothing(trained, folder, capsys, tmp_
         (["train", "--data", "folder:{folder}", "--method", "lif", "--out", "{tmp}/x"], "--model.method"),
         (["train", "--data", "folder:{folder}", "--config", "nope", "--out", "{tmp}/x"], "unknown recipe"),
         (["train", "--data", "folder:{folder}", "--image_size", "2", "--out", "{tmp}/x"], "at least 4 x 4"),
-        (["train", "--data", "folder:{folder}", "--device", "cuda", "--out", "{tmp}/x"], "device"),
+        (["train", "--data", "folder:{folder}", "--device", "cuda", "--devices", "64", "--out", "{tmp}/x"], "device"),
+        (["train", "--data", "folder:{folder}", "--config", "{bad}/1.yaml", "--out", "{tmp}/x"], "epochs"),
+        (["train", "--data", "folder:{folder}", "--config", "{bad}/2.yaml", "--out", "{tmp}/x"], "schedule"),
+        (["train", "--data", "folder:{folder}", "--config", "{bad}/3.yaml", "--out", "{tmp}/x"], "mapping under model"),
+        (["train", "--data", "folder:{folder}", "--config", "{bad}/4.yaml", "--out", "{tmp}/x"], "bakbone"),
+        (["train", "--data", "folder:{folder}", "--config", "{bad}/5.yaml", "--out", "{tmp}/x"], "epochz"),
+        (["train", "--data", "folder:{folder}", "--config", "{bad}/6.yaml", "--out", "{tmp}/x"], "YAML"),
+        (["train", "--data", "folder:{folder}", "--out", "{tmp}/x", "--json", "{tmp}"], "--json"),
+        (["explain", "{run}", "{folder}", "--class", "bird", "--out", "{tmp}/x"], "cat, dog"),
+        (["explain", "{run}", "{bad}/1.yaml", "--out", "{tmp}/x"], "not a picture"),
         (["train", "--data", "folder:{folder}"], "out"),
         (["train", "--data", "folder:{folder}", "--out", "{folder}"], "other content"),
         (["train", "--data", "two-digits", "--out", "{tmp}/x"], "no training pictures"),
@@ -117,7 +126,12 @@ def test_a_broken_picture_costs_the_others_nothing(trained, folder, capsys, tmp_
 def test_wrong_input_is_one_sentence_and_exit_2(trained, folder, tmp_path, capsys, words, said):
     three = write_folder(tmp_path / "three", classes=("cat", "dog", "bird"), per_class=1)
     before = sorted(path for path in folder.rglob("*"))
-    places = {"tmp": tmp_path, "folder": folder, "run": trained, "three": three}
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    texts = ("epochs: many", "schedule: cosine", "model: 3", "model: {bakbone: x}", "epochz: 3", "a: [")
+    for number, text in enumerate(texts, start=1):
+        (bad / f"{number}.yaml").write_text(text)
+    places = {"bad": bad, "tmp": tmp_path, "folder": folder, "run": trained, "three": three}
     code, out, err = lficam(capsys, *(word.format(**places) for word in words))
     assert code == 2
     assert said in err

@@ -64,7 +64,7 @@ def test_two_digits_ask_for_each_and_for_one_against_the_other(few, evaluations)
     evaluation = evaluations["two-digits"][0]
     rows = {row["map"]: row for row in evaluation.localization}
     assert VERSUS in rows
-    assert rows["class_evidence"]["pointing"]["cases"] == 100
+    assert rows["class_evidence"]["pointing"]["cases"] == 50
     # A map without a class has one peak, which lies in one of two boxes that do not overlap: at most half.
     assert rows["attention"]["pointing"]["value"] <= 0.5
     assert evaluation.classes == []

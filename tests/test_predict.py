@@ -39,17 +39,20 @@ def test_it_says_what_the_model_says(picture):
     assert explanation.label == str(int(probabilities.argmax()))
     assert explanation.probability == pytest.approx(float(probabilities.max()), rel=1e-5)
     assert [float(name) for name, _ in explanation.top] == probabilities.topk(5).indices.tolist()
-    torch.testing.assert_close(explanation.evidence, prediction.evidence[0])
+    evidence = lficam.create_explainer("class_evidence", model)(
+        normalise(seen[None], model.config.preprocessing), raw=True
+    )
+    torch.testing.assert_close(explanation.evidence, evidence[0])
     torch.testing.assert_close(explanation.attention, prediction.attention[0])
 
 
 def test_peak_and_region_lie_where_the_evidence_is(picture):
     model = make()
     # 80 x 40 becomes 40 x 20, the network sees the middle 16 x 16: (24, 4) to (56, 36) of the picture.
-    model.explain = lambda images, class_idx=None: lficam.Prediction(
-        torch.eye(7)[:1], evidence=torch.tensor([[[[0.0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 9], [0, 0, 0, 0]]]])
-    )
-    (explanation,) = explain_images(model, [picture])
+    hot = torch.zeros(1, 64, 4, 4)
+    hot[0, :, 2, 3] = model.linear_head.weight[2] - model.linear_head.weight.mean(dim=0)
+    model.forward_features = lambda images: hot
+    (explanation,) = explain_images(model, [picture], class_name="2")
     assert explanation.crop == (24, 4, 56, 36)
     x, y = explanation.peak
     # The hot cell is the fourth column, third row of a 4 x 4 grid over 32 pixels.

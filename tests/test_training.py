@@ -15,7 +15,7 @@ import lficam
 from lficam.contract import Prediction
 from lficam.errors import DataError, InvalidInputError, RunError
 from lficam.recipes import ModelOptions, Recipe, recipe_names, recipe_values
-from lficam.training import classification_loss, fit, read_curves
+from lficam.training import classification_loss, fit, learning_rate_schedule, read_curves
 
 from .conftest import small_recipe
 
@@ -161,6 +161,32 @@ def test_the_papers_schedule_divides_by_ten_at_half_and_three_quarters(folder, t
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
+@pytest.mark.parametrize("schedule", ["step", "one_cycle"])
+def test_every_length_has_a_schedule(schedule):
+    recipe = small_recipe("folder:x", schedule=schedule, lr=1.0)
+    for steps in range(1, 61):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+        rates, scheduler = [], learning_rate_schedule(recipe, optimizer, steps)
+        for _ in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step() if len(rates) < steps else None
+        assert max(rates) <= 1.0
+        if schedule == "step":
+            assert rates[0] == 1.0
+            assert steps < 4 or rates[-1] == pytest.approx(0.01)
+
+
+def test_a_diverging_run_says_so(folder, tmp_path):
+    with pytest.raises(RunError, match="lower --lr"):
+        fit(small_recipe(f"folder:{folder}", lr=1e30, freeze="batch_norm"), tmp_path / "run")
+
+
+def test_more_processes_than_pictures_are_refused(folder, tmp_path):
+    with pytest.raises(DataError, match="2 validation pictures for 4 processes"):
+        fit(small_recipe(f"folder:{folder}", devices=4, val_fraction=0.1), tmp_path / "run")
+
+
 def other_content(path):
     path.mkdir()
     (path / "thesis.txt").write_text("precious")
@@ -193,7 +219,7 @@ def test_a_run_of_another_recipe_is_left_alone(run, folder):
 def test_nothing_is_left_of_a_run_that_could_not_start(tmp_path, folder):
     with pytest.raises(DataError):
         fit(small_recipe("folder:/absent"), tmp_path / "out")
-    with pytest.raises(LookupError if False else InvalidInputError, match="unknown backbone"):
+    with pytest.raises(InvalidInputError, match="unknown backbone"):
         fit(small_recipe(f"folder:{folder}", model=ModelOptions(backbone="resnet20")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -211,6 +237,9 @@ def test_nothing_is_left_of_a_run_that_could_not_start(tmp_path, folder):
         ({"std": (0.0, 1.0, 1.0)}, "std"),
         ({"seed": -1}, "seed"),
         ({"data": ""}, "data"),
+        ({"schedule": "cosine"}, "schedule"),
+        ({"precision": "16"}, "precision"),
+        ({"model": ModelOptions(method="lif")}, "method"),
     ],
 )
 def test_settings_out_of_range_are_named(settings, name):

@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 import lficam
 from lficam.errors import InvalidInputError, LficamError
+from lficam.files import write_json
 from lficam.recipes import ModelOptions, Recipe, recipe_names, recipe_values
 
 _SHORT = {"--backbone": "--model.backbone", "--method": "--model.method"}
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lficam: {error.strerror or error}: {error.filename or 'no file named'}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("lficam: interrupted; the same command goes on after the last finished epoch.", file=sys.stderr)
+        print("lficam: interrupted; train and demo go on after the last finished epoch.", file=sys.stderr)
         return 130
 
 
@@ -59,11 +60,23 @@ def _run(arguments: list[str]) -> int:
         options = parser.parse_args(rest) if verb != "train" else _parse_recipe(parser, rest)
     except SystemExit as stop:  # --help has printed itself
         return int(stop.code or 0)
+    if options.json:
+        _require_json_file(Path(options.json))
     result = command(options)
     if options.json and result:
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.json).write_text(json.dumps(result, indent=2) + "\n")
+        write_json(Path(options.json), result)
     return 0
+
+
+def _require_json_file(path: Path) -> None:
+    """Refuse before the work what could not be written after it, or would be lost."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise InvalidInputError(f"--json: {path} cannot be a file; name one in a folder that exists.")
+    if path.is_file():
+        try:
+            json.loads(path.read_text())
+        except ValueError as error:
+            raise InvalidInputError(f"--json: {path} exists and is no JSON file; name another.") from error
 
 
 def _usage() -> str:
@@ -78,12 +91,7 @@ def _parse_recipe(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace
     words = [_spelled_out(word) for word in arguments]
     config, words = _take_config(words)
     if config is not None:
-        known = set(Recipe.__dataclass_fields__)
-        values = recipe_values(config)
-        for key in values:
-            if key not in known:
-                raise InvalidInputError(f"config: {config} sets {key!r}, which is no setting; see lficam train --help.")
-        parser.set_defaults(_flat(values))
+        parser.set_defaults(_checked(config))
     return parser.parse_args(words)
 
 
@@ -107,9 +115,20 @@ def _take_config(words: list[str]) -> tuple[str | None, list[str]]:
     return config, rest
 
 
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
+def _checked(config: str) -> dict[str, Any]:
+    """The settings of a recipe as flags, each of the type its flag has."""
+    checker = _Parser(prog="lficam train")
+    checker.add_class_arguments(Recipe, as_group=False)
+    values = recipe_values(config)
+    if not isinstance(values.get("model", {}), dict):
+        raise InvalidInputError(f"config: expected a mapping under model in {config}, got {values['model']!r}.")
+    try:
+        checked = checker.parse_object(values)
+    except (LficamError, KeyError) as error:
+        raise InvalidInputError(f"config: {config}: {' '.join(str(error).split())}") from error
     model = values.pop("model", {})
-    return values | {f"model.{key}": value for key, value in model.items()}
+    flags = {key: checked[key] for key in values}
+    return flags | {f"model.{key}": checked.model[key] for key in model}
 
 
 def _train_arguments(parser: ArgumentParser) -> None:
@@ -160,8 +179,8 @@ def evaluate(options: Namespace) -> dict[str, Any]:
 
 
 def _load(options: Namespace) -> Any:
+    from lficam.device import resolve_device
     from lficam.models.factory import load
-    from lficam.training import resolve_device
 
     return load(options.run).to(resolve_device(options.device))
 
@@ -188,17 +207,16 @@ def explain(options: Namespace) -> dict[str, Any]:
         raise RunError(f"out: {out} exists and is not empty; name a new directory. Nothing was changed.")
     model = _load(options)
     paths = find_images(options.paths)
-    explanations = explain_images(model, paths, options.class_name)
-    out.mkdir(parents=True, exist_ok=True)
     rows, failed = [], []
-    with (out / "explanations.jsonl").open("w") as lines:
-        for number, result in enumerate(track(explanations, "explaining", len(paths))):
-            if isinstance(result, DataError):
-                failed.append(str(result))
-                continue
-            picture = f"{number:05d}-{Path(result.path).stem}.png"
-            save_png(result.picture(), out / picture)
-            rows.append({**result.to_dict(), "picture": picture})
+    for number, result in enumerate(track(explain_images(model, paths, options.class_name), "explaining", len(paths))):
+        if isinstance(result, DataError):
+            failed.append(str(result))
+            continue
+        out.mkdir(parents=True, exist_ok=True)
+        picture = f"{number:05d}-{Path(result.path).stem}.png"
+        save_png(result.picture(), out / picture)
+        rows.append({**result.to_dict(), "picture": picture})
+        with (out / "explanations.jsonl").open("a") as lines:
             lines.write(json.dumps(rows[-1]) + "\n")
     for row in rows[:20]:
         print(f"{row['path']}  {row['label']}  {row['probability']:.1%}  {row['map']} peak {row['peak']}")

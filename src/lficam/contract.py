@@ -1,6 +1,7 @@
 """What an explainer, a metric and a report know of a model: a prediction, and how to ask for it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -149,7 +150,19 @@ class ExplainableClassifier(Protocol):
         """All layers, as `torch.nn.Module` gives them."""
 
 
-def check_images(images: Tensor, channels: int = 3) -> None:
+@contextmanager
+def in_eval_mode(model: ExplainableClassifier) -> Iterator[None]:
+    """Eval mode inside; afterwards every layer has the mode it had, also when something raises."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(False)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def check_images(images: Tensor) -> None:
     """Refuse anything but a floating-point (N, 3, H, W) batch, saying what to do.
 
     >>> check_images(torch.zeros(3, 32, 32))
@@ -160,21 +173,19 @@ def check_images(images: Tensor, channels: int = 3) -> None:
     got = tuple(images.shape)
     if images.ndim != 4:
         hint = "add a batch axis with unsqueeze(0)" if images.ndim == 3 else "pass a batch of images"
-        raise InvalidInputError(f"images: expected (N, {channels}, H, W), got {got}; {hint}.")
-    if images.shape[1] != channels:
-        raise InvalidInputError(
-            f"images: expected {channels} channels on axis 1, got {got}; convert to RGB, channels first."
-        )
+        raise InvalidInputError(f"images: expected (N, 3, H, W), got {got}; {hint}.")
+    if images.shape[1] != 3:
+        raise InvalidInputError(f"images: expected 3 channels on axis 1, got {got}; convert to RGB, channels first.")
     if not images.is_floating_point():
         raise InvalidInputError(
             f"images: expected normalised floating-point values, got {images.dtype}; apply the model's preprocessing."
         )
 
 
-def resolve_class_idx(class_idx: ClassIndex, logits: Tensor) -> Tensor:
+def resolve_class_idx(class_idx: ClassIndex, logits: Tensor, read_values: bool = False) -> Tensor:
     """One class index per image, (N,) int64: the predicted class where None, one class for all where an integer.
 
-    A tensor's values are not read (that would stop `torch.export`); only its shape is checked.
+    A tensor's values are checked only with ``read_values``: reading them would stop `torch.export`.
 
     Raises:
         InvalidInputError: an index out of range, or not one index per image.
@@ -189,6 +200,8 @@ def resolve_class_idx(class_idx: ClassIndex, logits: Tensor) -> Tensor:
         return logits.argmax(dim=1)
     if isinstance(class_idx, int):
         class_idx = [class_idx] * count
+    if isinstance(class_idx, Tensor) and read_values:
+        class_idx = class_idx.tolist()
     if not isinstance(class_idx, Tensor):
         outside = [i for i in class_idx if not 0 <= i < classes]
         if outside:

@@ -1,6 +1,6 @@
 """A trained model on a test set: error, calibration, size, and where its maps point, each beside its chance rate."""
 
-import json
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,14 +12,15 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lficam.contract import ClassIndex, Preprocessing
+from lficam.contract import Preprocessing, in_eval_mode
 from lficam.data.pictures import Pictures
 from lficam.data.sources import load_source
 from lficam.data.transforms import normalise
 from lficam.errors import DataError, InvalidInputError
 from lficam.explainers import create_explainer
 from lficam.explainers.base import Explainer
-from lficam.metrics.classification import calibration_error, per_class, rate, top_k_misses
+from lficam.files import write_json
+from lficam.metrics.classification import calibration_error, per_class, rate, rate_over_pictures, top_k_misses
 from lficam.metrics.localization import points_into, region_iou, shuffled, widened
 from lficam.models.lfi import LFIClassifier
 from lficam.models.plain import PlainClassifier
@@ -84,9 +85,7 @@ class _Subject:
         """(N, 1, S, S) on the CPU; a map without a class is the same whatever is asked."""
         found = []
         for images, part in self.batches(explainer.name):
-            asked: ClassIndex = None
-            if class_idx is not None and explainer.class_targeted:
-                asked = class_idx[part]
+            asked = class_idx[part] if class_idx is not None and explainer.class_targeted else None
             if versus is not None:
                 explainer = create_explainer("class_evidence", self.model, versus=versus[part])
             found.append(explainer(images, asked).cpu())
@@ -117,8 +116,7 @@ def evaluate(
         raise InvalidInputError("model: it has no preprocessing; load a trained one with lficam.load.")
     _require_same_classes(model, pictures, source)
     _require_fitting_boxes(pictures, preprocessing)
-    model.eval()
-    with progress_bar() as progress:
+    with in_eval_mode(model), progress_bar() as progress:
         subject = _Subject(model, pictures, preprocessing, batch_size, progress)
         logits = subject.logits(model, "classifying")
         evaluation = Evaluation(
@@ -143,7 +141,7 @@ def evaluate(
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
             evaluation.gallery = _gallery(subject, logits, out)
-            (out / EVALUATION_FILE).write_text(json.dumps(evaluation.to_dict(), indent=2) + "\n")
+            write_json(out / EVALUATION_FILE, evaluation.to_dict())
     return evaluation
 
 
@@ -158,10 +156,15 @@ def evaluate_run(run: str | Path, model: PlainClassifier, source: str) -> Evalua
 def evaluation_directory(run: str | Path, source: str) -> Path:
     """Where the records of a source go.
 
+    >>> evaluation_directory("run", "two-digits").as_posix()
+    'run/evaluation/two-digits'
     >>> evaluation_directory("run", "folder:/data/pets").as_posix()
-    'run/evaluation/folder-data-pets'
+    'run/evaluation/folder-data-pets-32e4bb38'
     """
-    return Path(run) / "evaluation" / re.sub(r"[^A-Za-z0-9._]+", "-", source).strip("-.")
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", source).strip("-.")
+    if name != source:  # two folders may read alike once their path is a name
+        name += "-" + hashlib.sha256(source.encode()).hexdigest()[:8]
+    return Path(run) / "evaluation" / name
 
 
 def model_size(model: nn.Module, size: int) -> dict[str, int]:
@@ -191,9 +194,12 @@ def _require_same_classes(model: PlainClassifier, pictures: Pictures, source: st
 
 
 def _require_fitting_boxes(pictures: Pictures, preprocessing: Preprocessing) -> None:
-    size = (preprocessing.size, preprocessing.size)
-    if pictures.boxes is not None and tuple(pictures.images[0].shape[-2:]) != size:
-        raise DataError(f"data: expected pictures with boxes to be {size} pixels, the network's input.")
+    sides = {*pictures.images[0].shape[-2:], preprocessing.size, preprocessing.resize}
+    if pictures.boxes is not None and len(sides) > 1:
+        raise DataError(
+            "data: pictures with boxes must have the network's input size and no resizing before it, or the boxes "
+            f"would not fit; got sides {sorted(sides)}."
+        )
 
 
 def _objects(pictures: Pictures) -> int:
@@ -245,7 +251,9 @@ def _localization(subject: _Subject) -> list[dict[str, Any]]:
     objects = _objects(pictures)
     rows = []
     for name, explainer in _explainers(subject.model).items():
-        maps = [subject.maps(explainer, pictures.object_labels[:, d]) for d in range(objects)]
+        asked = pictures.object_labels.unbind(1) if explainer.class_targeted else [None]
+        maps = [subject.maps(explainer, class_idx) for class_idx in asked]
+        maps = maps if len(maps) == objects else maps * objects
         rows.append({"map": name, "class_targeted": explainer.class_targeted, **_held_against(maps, pictures)})
     if objects == 2 and subject.model.linear_head is not None:
         explainer = create_explainer("class_evidence", subject.model)
@@ -265,7 +273,7 @@ def _held_against(maps: list[Tensor], pictures: Pictures) -> dict[str, Any]:
     ious = [region_iou(m, b) for m, b in zip(maps, boxes, strict=True)]
     chance_ious = [region_iou(m, b[other]) for m, b in zip(maps, boxes, strict=True)]
     return {
-        "pointing": rate(torch.cat(hits))._asdict(),
+        "pointing": rate_over_pictures(torch.stack(hits, dim=1))._asdict(),
         "pointing_chance": float(torch.cat(chance_hits).float().mean()),
         "box_iou": float(torch.cat(ious).mean()),
         "box_iou_chance": float(torch.cat(chance_ious).mean()),
@@ -318,7 +326,7 @@ def _gallery(subject: _Subject, logits: Tensor, out: Path) -> list[dict[str, Any
         for index in chosen[spread].tolist():
             panels, captions = _two_object_panels(subject, index) if two_objects else _panels(subject, index)
             file = f"{index:06d}.png"
-            save_png(strip([enlarge(panel, GALLERY_SIDE) for panel in panels]), out / file)
+            save_png(strip(panels), out / file)
             names = subject.pictures.class_names
             rows.append(
                 {
@@ -337,15 +345,14 @@ def _gallery(subject: _Subject, logits: Tensor, out: Path) -> list[dict[str, Any
 def _panels(subject: _Subject, index: int) -> tuple[list[Tensor], list[str]]:
     """Image, evidence of the predicted class, attention."""
     image, images = _one(subject, index)
-    with torch.inference_mode():
-        prediction = subject.model.explain(images)
     image = enlarge(image, GALLERY_SIDE)
     panels, captions = [image], ["image"]
-    if prediction.evidence is not None:
-        panels.append(overlay_signed(image, prediction.evidence[0].cpu()))
+    if subject.model.linear_head is not None:
+        evidence = create_explainer("class_evidence", subject.model)(images, raw=True)
+        panels.append(overlay_signed(image, evidence[0].cpu()))
         captions.append("evidence")
-    if prediction.attention is not None:
-        panels.append(overlay(image, prediction.attention[0].cpu()))
+    if subject.model.config.method != "plain":
+        panels.append(overlay(image, create_explainer("attention", subject.model)(images, raw=True)[0].cpu()))
         captions.append("attention")
     return panels, captions
 
@@ -360,7 +367,7 @@ def _two_object_panels(subject: _Subject, index: int) -> tuple[list[Tensor], lis
     factor = shown.shape[-1] // image.shape[-1]
     panels, captions = [shown], ["image"]
     if subject.model.config.method != "plain":
-        panels.append(overlay(shown, create_explainer("attention", subject.model)(images)[0].cpu()))
+        panels.append(overlay(shown, create_explainer("attention", subject.model)(images, raw=True)[0].cpu()))
         captions.append("attention")
     asked = pictures.object_labels[index].tolist()
     for number, (this, that) in enumerate((asked, asked[::-1])):

@@ -21,17 +21,18 @@ def _full_precision(equation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Run an equation outside autocast, on tensors of at least float32."""
 
     @functools.wraps(equation)
-    def wrapper(*args: object) -> Tensor:
-        device = next(arg.device.type for arg in args if isinstance(arg, Tensor))
+    def wrapper(*args: object, **named: object) -> Tensor:
+        device = next(arg.device.type for arg in (*args, *named.values()) if isinstance(arg, Tensor))
         available = torch.amp.is_autocast_available(device)
         with torch.autocast(device, enabled=False) if available else contextlib.nullcontext():
-            return equation(*(_widen(arg) if isinstance(arg, Tensor) else arg for arg in args))
+            return equation(*map(_widen, args), **{name: _widen(arg) for name, arg in named.items()})
 
     return wrapper
 
 
-def _widen(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+def _widen(argument: object) -> object:
+    narrow = isinstance(argument, Tensor) and argument.dtype in (torch.bfloat16, torch.float16)
+    return argument.float() if narrow else argument  # type: ignore[attr-defined]
 
 
 def _require_4d(tensor: Tensor, argument: str, shape: str) -> None:

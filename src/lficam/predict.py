@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from lficam import functional as LF
-from lficam.contract import Preprocessing
+from lficam.contract import Preprocessing, in_eval_mode
 from lficam.data.images import is_image_name, read_image
 from lficam.data.transforms import normalise, prepare
 from lficam.errors import DataError, InvalidInputError
+from lficam.explainers import create_explainer
 from lficam.metrics.localization import peaks, region_boxes
 from lficam.models.plain import PlainClassifier
 from lficam.visualize import enlarge, overlay, overlay_signed, strip
@@ -34,7 +35,7 @@ class Explanation:
         region: (x1, y1, x2, y2) around that map's largest region above half.
         crop: the part of the picture that the network saw, (x1, y1, x2, y2).
         image: (3, S, S) uint8, that part as the network saw it.
-        evidence: (1, h, w), signed, in logits; None where the model has none.
+        evidence: (1, h, w), signed, in logits, centred over the classes; None where the model has none.
         attention: (1, h, w) in [0, 1]; None where the model has none.
     """
 
@@ -97,7 +98,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
 def explain_images(
     model: PlainClassifier, paths: Sequence[Path], class_name: str | None = None, batch_size: int = 32
 ) -> Iterator[Explanation | DataError]:
-    """Explain files one by one; a file that cannot be read gives its error in its place.
+    """Explain files one by one, as they are asked for; one that cannot be read gives its error in its place.
 
     Args:
         model: trained, with its preprocessing (`lficam.load`).
@@ -112,7 +113,12 @@ def explain_images(
     if preprocessing is None:
         raise InvalidInputError("model: it has no preprocessing; load a trained one with lficam.load.")
     class_idx = None if class_name is None else _class_index(model, class_name)
-    model.eval()
+    return _explain_files(model, preprocessing, paths, class_idx, batch_size)
+
+
+def _explain_files(
+    model: PlainClassifier, preprocessing: Preprocessing, paths: Sequence[Path], class_idx: int | None, batch_size: int
+) -> Iterator[Explanation | DataError]:
     for start in range(0, len(paths), batch_size):
         batch = [_read(path) for path in paths[start : start + batch_size]]
         pictures = [picture for picture in batch if isinstance(picture, Tensor)]
@@ -146,12 +152,14 @@ def _explain(
     model: PlainClassifier, preprocessing: Preprocessing, pictures: list[Tensor], class_idx: int | None
 ) -> list[Explanation]:
     seen = torch.stack([prepare(picture, preprocessing) for picture in pictures])
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        prediction = model.explain(normalise(seen.to(device), preprocessing), class_idx)
-    prediction = prediction.cpu()
-    map_name = "attention" if prediction.evidence is None else "evidence"
-    maps = getattr(prediction, map_name)
+    images = normalise(seen.to(next(model.parameters()).device), preprocessing)
+    with in_eval_mode(model), torch.inference_mode():
+        prediction = model.explain(images, class_idx).cpu()
+    attention, evidence = prediction.attention, None
+    if model.linear_head is not None:
+        # Centred over the classes, as evaluate measures it: a share common to all classes explains none.
+        evidence = create_explainer("class_evidence", model)(images, class_idx, raw=True).cpu()
+    map_name, maps = ("attention", attention) if evidence is None else ("evidence", evidence)
     if maps is None:
         raise InvalidInputError("model: it has neither evidence nor attention; use an explainer such as grad_cam.")
     maps = LF.min_max(LF.upsample(maps, (preprocessing.size, preprocessing.size)))
@@ -182,8 +190,8 @@ def _explain(
                 ),
                 crop=crop,
                 image=seen[number],
-                evidence=None if prediction.evidence is None else prediction.evidence[number],
-                attention=None if prediction.attention is None else prediction.attention[number],
+                evidence=None if evidence is None else evidence[number],
+                attention=None if attention is None else attention[number],
             )
         )
     return results

@@ -1,8 +1,9 @@
 """From a recipe to a run directory: the Lightning task, resumption, and the files that a run leaves."""
 
 import csv
-import json
+import io
 import logging
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,15 +18,17 @@ import torch.nn.functional as F
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torchmetrics.aggregation import MeanMetric
-from torchmetrics.functional import accuracy
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
 from lficam.contract import ModelConfig, Prediction, Preprocessing
 from lficam.data.module import Batch, ImageData
 from lficam.data.sources import Source, load_source
-from lficam.errors import InvalidInputError, RunError
+from lficam.device import native_bfloat16, resolve_device
+from lficam.errors import DataError, InvalidInputError, RunError
+from lficam.files import read_record, write_json, write_whole
 from lficam.models.factory import build, load
 from lficam.models.plain import PlainClassifier
 from lficam.progress import progress_bar
@@ -35,6 +38,7 @@ RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.json"
 CURVES_FILE = "metrics.csv"
 CHECKPOINTS = "checkpoints"
+LAST_CHECKPOINT = f"{CHECKPOINTS}/last.ckpt"
 
 
 @dataclass
@@ -66,6 +70,18 @@ def classification_loss(prediction: Prediction, labels: Tensor, label_smoothing:
     return loss
 
 
+def learning_rate_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
+    """The rate at every step: the paper's (a tenth at 50 and again at 75 percent of the steps), or one cycle.
+
+    The cycle rises for 5 percent of the steps only: small objects are learned sooner than with a long, slow rise.
+    """
+    if recipe.schedule == "step":
+        return MultiStepLR(optimizer, [max(steps // 2, 1), max(steps * 3 // 4, 1)], gamma=0.1)
+    steps = max(steps, 2)
+    # torch divides by the length of the rise, which must therefore be more than one step.
+    return OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=max(0.05, 1.5 / steps), cycle_momentum=False)
+
+
 class ClassificationTask(pl.LightningModule):
     """Train a model on labelled images with SGD; loss and accuracy per epoch.
 
@@ -74,37 +90,53 @@ class ClassificationTask(pl.LightningModule):
         recipe: optimiser and schedule.
     """
 
+    sums: Tensor
+
     def __init__(self, model: PlainClassifier, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
-        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
-        self.means: Any = nn.ModuleDict({name: MeanMetric() for name in names})
+
+    def on_fit_start(self) -> None:
+        """Start counting."""
+        # Loss times pictures, right answers, pictures; for training and validation. Summed on the device, read once an
+        # epoch. No buffer: those of rank 0 are sent to all ranks.
+        self.sums = torch.zeros(2, 3, device=self.device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step's loss."""
-        loss, right = self._loss_and_accuracy(batch)
-        self._collect("train", loss, right, len(batch[1]))
-        return loss
+        return self._loss(batch, self.sums[0])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect loss and accuracy."""
-        self._collect("val", *self._loss_and_accuracy(batch), len(batch[1]))
+        self._loss(batch, self.sums[1])
 
     def on_validation_epoch_end(self) -> None:
         """Make ``val_accuracy`` known to the checkpoint that keeps the best."""
-        self.log("val_accuracy", self.means["val_accuracy"].compute(), sync_dist=False)
+        _, right, count = self._over_all_ranks(self.sums[1])
+        self.log("val_accuracy", right / count)
 
     def epoch_means(self) -> dict[str, float]:
-        """The epoch's figures over all ranks; those that were not collected are left out. Starts the next epoch."""
-        figures = {name: mean.compute().item() for name, mean in self.means.items() if mean.update_called}
-        for mean in self.means.values():
-            mean.reset()
+        """The epoch's figures over all ranks; validation's only where there is some. Starts the next epoch.
+
+        Raises:
+            RunError: the training loss is not finite any more.
+        """
+        figures: dict[str, float] = {}
+        for part, sums in zip(("train", "val"), self.sums, strict=True):
+            loss, right, count = self._over_all_ranks(sums)
+            if count:
+                figures |= {f"{part}_loss": loss / count, f"{part}_accuracy": right / count}
+        self.sums.zero_()
+        if not math.isfinite(figures["train_loss"]):
+            raise RunError(
+                f"training diverged in epoch {self.current_epoch + 1}; start in a new directory with a lower --lr."
+            )
         return figures
 
     def means_so_far(self) -> tuple[float, float]:
         """Training loss and accuracy of this rank in this epoch; asks no other rank, so any one may call it."""
-        loss, right = (self.means[name] for name in ("train_loss", "train_accuracy"))
-        return (loss.mean_value / loss.weight).item(), (right.mean_value / right.weight).item()
+        loss, right, count = self.sums[0].tolist()
+        return loss / count, right / count
 
     def configure_optimizers(self) -> Any:
         """SGD; the paper's steps at 50 and 75 percent of the epochs, or one cycle."""
@@ -116,27 +148,20 @@ class ClassificationTask(pl.LightningModule):
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
         )
-        if recipe.schedule == "step":
-            milestones = [recipe.epochs // 2, recipe.epochs * 3 // 4]
-            steps = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-            return [optimizer], [{"scheduler": steps, "interval": "epoch"}]
-        total = int(self.trainer.estimated_stepping_batches)
-        # A short rise: with the usual 30 % small objects were learned an epoch or two later, or not at all.
-        cycle = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, recipe.lr, total_steps=max(total, 2), pct_start=0.05, cycle_momentum=False
-        )
-        return [optimizer], [{"scheduler": cycle, "interval": "step"}]
+        schedule = learning_rate_schedule(recipe, optimizer, int(self.trainer.estimated_stepping_batches))
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
-    def _loss_and_accuracy(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: Batch, sums: Tensor) -> Tensor:
         images, labels = batch
         prediction = self.model.explain(images)
         loss = classification_loss(prediction, labels, self.recipe.label_smoothing)
-        right = accuracy(prediction.logits, labels, "multiclass", num_classes=prediction.logits.shape[1])
-        return loss, right
+        right = (prediction.logits.argmax(dim=1) == labels).sum()
+        count = torch.tensor(len(labels), device=sums.device)
+        sums += torch.stack((loss.detach() * count, right, count)).to(sums.dtype)
+        return loss
 
-    def _collect(self, part: str, loss: Tensor, right: Tensor, count: int) -> None:
-        self.means[f"{part}_loss"].update(loss.detach(), count)
-        self.means[f"{part}_accuracy"].update(right, count)
+    def _over_all_ranks(self, sums: Tensor) -> list[float]:
+        return self.trainer.strategy.reduce(sums.clone(), reduce_op="sum").tolist()
 
 
 class RunFiles(pl.Callback):
@@ -155,10 +180,11 @@ class RunFiles(pl.Callback):
         """Keep the rows of finished epochs only."""
         if trainer.is_global_zero:
             rows = [row for row in read_curves(self.path.parent) if int(row["epoch"]) < trainer.current_epoch]
-            with self.path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, self.FIELDS)
-                writer.writeheader()
-                writer.writerows(rows)
+            table = io.StringIO(newline="")
+            writer = csv.DictWriter(table, self.FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+            write_whole(self.path, table.getvalue())
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; note the rate before the epoch's schedule moves it."""
@@ -267,24 +293,28 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
         RunError: ``out`` holds something else, or a run of another recipe.
     """
     recipe.check()
-    resolve_device(recipe.device)
+    resolve_device(recipe.device, recipe.devices)
     directory = Path(out)
-    _require_free(directory, recipe, resume)
+    is_main = getattr(rank_zero_only, "rank", 0) == 0
+    if is_main:
+        _require_free(directory, recipe, resume)
     if (directory / METRICS_FILE).is_file():
         return _open(directory)
     source = source or load_source(recipe.data, recipe.image_size, recipe.val_fraction, recipe.seed)
+    _require_enough(source, recipe.devices)
     pl.seed_everything(recipe.seed, verbose=False)
     preprocessing = Preprocessing(recipe.image_size, recipe.resize or recipe.image_size, recipe.mean, recipe.std)
     model = build(_model_config(recipe, source, preprocessing))
     model.check_images(torch.empty(1, 3, recipe.image_size, recipe.image_size))
     data = ImageData(source, preprocessing, recipe.batch_size, recipe.augmentation, recipe.seed, recipe.workers)
     task = ClassificationTask(model, recipe)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / RECIPE_FILE).write_text(yaml.safe_dump(recipe.to_dict(), sort_keys=False))
+    if is_main:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_whole(directory / RECIPE_FILE, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
     trainer, best, progress = _trainer(recipe, directory, validated=source.validation is not None)
     _set_modes(model, recipe)
     model.to(memory_format=torch.channels_last)
-    last = directory / CHECKPOINTS / "last.ckpt"
+    last = directory / LAST_CHECKPOINT
     with _quiet():
         try:
             checkpoint = str(last) if last.is_file() else None
@@ -328,14 +358,24 @@ def _require_free(directory: Path, recipe: Recipe, resume: str) -> None:
 
 
 def _require_same(path: Path, recipe: Recipe) -> None:
-    stored, asked = yaml.safe_load(path.read_text()), recipe.to_dict()
-    changed = [key for key in asked if stored.get(key) != asked[key]]
-    if changed:
+    stored, asked = read_record(path), recipe.to_dict()
+    started = (path.parent / LAST_CHECKPOINT).is_file() or (path.parent / METRICS_FILE).is_file()
+    changed = [key for key in asked if stored.get(key) != asked[key] and key != "workers"]
+    if started and changed:
         key = changed[0]
         raise RunError(
             f"out: {path.parent} holds a run with {key} {stored.get(key)}, not {asked[key]}; "
             "name another directory, or ask for the same settings."
         )
+
+
+def _require_enough(source: Source, processes: int) -> None:
+    for part, pictures in (("training", source.train), ("validation", source.validation)):
+        if pictures is not None and len(pictures) < processes:
+            raise DataError(
+                f"data: {source.name} has {len(pictures)} {part} pictures for {processes} processes; "
+                "ask for fewer --devices."
+            )
 
 
 def _set_modes(model: PlainClassifier, recipe: Recipe) -> None:
@@ -345,28 +385,6 @@ def _set_modes(model: PlainClassifier, recipe: Recipe) -> None:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval().requires_grad_(False)
-
-
-def native_bfloat16(device: str) -> bool:
-    """Whether bfloat16 is computed natively on ``cpu`` or ``cuda`` here."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False)
-
-
-def resolve_device(device: str) -> str:
-    """``auto`` to the best device here, others checked.
-
-    Raises:
-        InvalidInputError: a device that this machine does not have.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return next(name for name, here in available.items() if here)
-    if not available.get(device, False):
-        here = ", ".join(name for name, present in available.items() if present)
-        raise InvalidInputError(f"device: got {device}, but this machine has {here}.")
-    return device
 
 
 def _trainer(recipe: Recipe, directory: Path, validated: bool) -> tuple[pl.Trainer, ModelCheckpoint, TrainingProgress]:
@@ -425,11 +443,11 @@ def _finish(directory: Path, task: ClassificationTask, trainer: pl.Trainer, best
     curves = read_curves(directory)
     chosen = len(curves) - 1
     if best.monitor:
-        chosen = max(range(len(curves)), key=lambda epoch: float(curves[epoch]["val_accuracy"]))
-        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        checkpoint = torch.load(directory / CHECKPOINTS / "best.ckpt", map_location="cpu", weights_only=True)
+        chosen = checkpoint["epoch"]
         prefix = "model."
-        weights = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-        model.load_state_dict(weights)
+        state = checkpoint["state_dict"].items()
+        model.load_state_dict({name.removeprefix(prefix): value for name, value in state if name.startswith(prefix)})
     metrics = {
         "epochs": recipe.epochs,
         "chosen_epoch": chosen,
@@ -452,9 +470,8 @@ def _finish(directory: Path, task: ClassificationTask, trainer: pl.Trainer, best
         **{key: metrics[key] for key in ("chosen_epoch", "training_seconds")},
     }
     model.save_pretrained(directory)
-    (directory / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
+    write_json(directory / METRICS_FILE, metrics)
 
 
 def _open(directory: Path, is_main: bool = True) -> Run:
-    metrics = json.loads((directory / METRICS_FILE).read_text())
-    return Run(directory, load(directory), metrics, is_main)
+    return Run(directory, load(directory), read_record(directory / METRICS_FILE), is_main)

@@ -47,6 +47,15 @@ def test_val_alone_is_the_test(tmp_path):
     assert all(name.startswith("val/") for name in source.test.names)
 
 
+def test_a_test_folder_alone_can_be_evaluated_on(tmp_path):
+    write_folder(tmp_path, parts=("val", "test"))
+    source = load(tmp_path, with_train=False)
+    assert source.test.class_names == ["cat", "dog"]
+    assert all(name.startswith("test/") for name in source.test.names)
+    with pytest.raises(DataError, match="no train folder"):
+        load(tmp_path)
+
+
 def test_a_folder_of_classes_is_split_the_same_way_whatever_the_seed(tmp_path):
     write_folder(tmp_path, parts=(".",))
     first, second = load(tmp_path, seed=0), load(tmp_path, seed=1)
@@ -134,7 +143,7 @@ def test_folders_that_cannot_be_used_say_why(tmp_path, what, message):
 
 def test_a_class_of_one_picture_cannot_be_split(tmp_path):
     write_folder(tmp_path, per_class=1)
-    with pytest.raises(DataError, match="val_fraction to 0"):
+    with pytest.raises(DataError, match="val_fraction 0"):
         load(tmp_path, val_fraction=0.1)
     assert len(load(tmp_path, val_fraction=0).train) == 2
 

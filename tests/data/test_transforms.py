@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from lficam.contract import Preprocessing
 from lficam.data.sampling import EpochSampler, Key, uniform_draws
 from lficam.data.transforms import (
-    denormalise,
     normalise,
     padded_crop,
     padded_crop_flip,
@@ -85,13 +84,12 @@ def test_the_crop_box_lies_in_the_picture_and_is_square_in_the_resized_one(heigh
     assert prepare(torch.zeros(3, height, width, dtype=torch.uint8), preprocessing).shape == (3, size, size)
 
 
-def test_normalise_is_mean_and_deviation_and_comes_back():
+def test_normalise_is_mean_and_deviation():
     preprocessing = Preprocessing(32, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     found = normalise(IMAGES, preprocessing)
     for channel, (mean, std) in enumerate(zip(preprocessing.mean, preprocessing.std, strict=True)):
         expected = (IMAGES[:, channel].double() / 255 - mean) / std
         torch.testing.assert_close(found[:, channel].double(), expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(denormalise(found, preprocessing), IMAGES)
 
 
 @pytest.mark.parametrize(("size", "resize"), [(0, 10), (20, 10)])

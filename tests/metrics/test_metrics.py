@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lficam.errors import InvalidInputError
-from lficam.metrics.classification import calibration_error, per_class, rate, top_k_misses
+from lficam.metrics.classification import calibration_error, per_class, rate, rate_over_pictures, top_k_misses
 from lficam.metrics.localization import peaks, points_into, region_boxes, region_iou, shuffled
 
 #   0   .2  .6  .1
@@ -79,6 +79,15 @@ def test_a_rate_has_wilsons_interval():
     assert found.low == pytest.approx(0.490162, abs=1e-5)
     assert found.high == pytest.approx(0.943318, abs=1e-5)
     assert found.cases == 10
+
+
+def test_a_rate_over_pictures_counts_pictures():
+    # Means per picture 1, 0.5, 0.5, 0: mean 0.5, deviation sqrt(0.125), error 1.96 * sqrt(0.125 / 4)
+    found = rate_over_pictures(torch.tensor([[1, 1], [1, 0], [0, 1], [0, 0]], dtype=torch.bool))
+    assert found.value == 0.5
+    assert found.high - 0.5 == pytest.approx(1.96 * (0.125 / 4) ** 0.5)
+    assert found.cases == 4
+    assert rate_over_pictures(torch.tensor([[True], [False]])) == rate(torch.tensor([True, False]))
 
 
 def test_top_k_misses():

@@ -145,6 +145,6 @@ class ImageData(pl.LightningDataModule):
             num_workers=self.workers,
             collate_fn=_as_it_is,
             persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             multiprocessing_context="fork" if self.workers and os.name == "posix" else None,
         )

@@ -85,7 +85,7 @@ class Pictures:
         """Some pictures as the network sees them but for normalisation, (n, 3, size, size) uint8."""
         side = (preprocessing.size, preprocessing.size)
         if isinstance(self.images, Tensor) and tuple(self.images.shape[-2:]) == side == (preprocessing.resize,) * 2:
-            return self.images[torch.as_tensor(indices)]
+            return self.images[torch.as_tensor(indices, dtype=torch.int64)]
         return torch.stack([prepare(self.images[i], preprocessing) for i in indices])
 
     def prepare_all(self, preprocessing: Preprocessing) -> "Pictures":

@@ -115,13 +115,14 @@ def _load_folder(name: str, root: Path, val_fraction: float, seed: int, with_tra
     if not root.is_dir():
         raise DataError(f"data: expected a folder of images, got {root}, which is no folder.")
     parts = {part: root / part for part in ("train", "val", "test") if (root / part).is_dir()}
-    if "train" not in parts:
+    if not parts:
         return _split_folder(name, root, val_fraction, seed, with_train)
-    if len(parts) == 1:
-        raise DataError(f"data: {root} has a train folder but no test or val folder beside it; add one.")
     test_root = parts.get("test", parts.get("val"))
-    assert test_root is not None
-    class_names = _class_names(parts["train"])
+    if test_root is None:
+        raise DataError(f"data: {root} has a train folder but no test or val folder beside it; add one.")
+    if with_train and "train" not in parts:
+        raise DataError(f"data: {root} has no train folder beside {test_root.name}; add one, or evaluate on it only.")
+    class_names = _class_names(parts.get("train", test_root))
     source = Source(name, test=_read(root, *_list(test_root, class_names), class_names))
     if with_train and "val" in parts and "test" in parts:
         source.train = _read(root, *_list(parts["train"], class_names), class_names)
@@ -136,7 +137,7 @@ def _split_folder(name: str, root: Path, val_fraction: float, seed: int, with_tr
     """A folder without parts: the test share is drawn from the list, before anything is decoded."""
     class_names = _class_names(root)
     paths, labels = _list(root, class_names)
-    rest, test = _stratified(labels, None, _TEST_SHARE, _SPLIT_SEED)
+    rest, test = _stratified(labels, None, _TEST_SHARE, _SPLIT_SEED, "a test folder")
 
     def read(indices: Tensor) -> Pictures:
         return _read(root, [paths[i] for i in indices.tolist()], labels[indices], class_names)
@@ -184,11 +185,13 @@ def _read(root: Path, paths: Sequence[Path], labels: Tensor, class_names: list[s
 def _split(pictures: Pictures, fraction: float, seed: int) -> tuple[Pictures, Pictures | None]:
     if fraction == 0:
         return pictures, None
-    rest, held = _stratified(pictures.labels, pictures.groups, fraction, seed)
+    rest, held = _stratified(pictures.labels, pictures.groups, fraction, seed, "val_fraction 0")
     return pictures.select(rest), pictures.select(held)
 
 
-def _stratified(labels: Tensor, groups: Tensor | None, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def _stratified(
+    labels: Tensor, groups: Tensor | None, fraction: float, seed: int, remedy: str
+) -> tuple[Tensor, Tensor]:
     """Indices of the rest and of the share held out, both in order: of every class, at least one group on each side."""
     groups = torch.arange(len(labels)) if groups is None else groups
     generator = torch.Generator().manual_seed(seed)
@@ -198,7 +201,7 @@ def _stratified(labels: Tensor, groups: Tensor | None, fraction: float, seed: in
         count = min(max(math.floor(fraction * len(members) + 0.5), 1), len(members) - 1)
         if count < 1:
             raise DataError(
-                f"data: class {int(label)} has one picture and cannot be split; add pictures, or set val_fraction to 0."
+                f"data: class {int(label)} has one picture and cannot be split; add pictures, or give {remedy}."
             )
         drawn = members[torch.randperm(len(members), generator=generator)[:count]]
         held |= torch.isin(groups, drawn) & (labels == label)

@@ -1,15 +1,13 @@
 """What all explainers share: one call, images in, maps out, the model left as it was found."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lficam import functional as LF
-from lficam.contract import ClassIndex, ExplainableClassifier, check_images
+from lficam.contract import ClassIndex, ExplainableClassifier, check_images, in_eval_mode
 from lficam.errors import InvalidInputError
 
 
@@ -54,7 +52,7 @@ class Explainer(ABC):
                 f"class_idx: got {class_idx}, but {self.name} has one map whatever the class; "
                 "leave class_idx out, or use class_evidence."
             )
-        with _in_eval_mode(self.model), torch.no_grad():
+        with in_eval_mode(self.model), torch.no_grad():
             maps = self.raw_maps(images, class_idx)
         if raw:
             return maps
@@ -73,14 +71,3 @@ def require_linear_head(model: ExplainableClassifier, name: str) -> nn.Linear:
             "its last map and its logits; use grad_cam."
         )
     return model.linear_head
-
-
-@contextmanager
-def _in_eval_mode(model: ExplainableClassifier) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(False)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

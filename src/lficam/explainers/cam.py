@@ -24,10 +24,11 @@ class CAM(Explainer):
 
     def raw_maps(self, images: Tensor, class_idx: ClassIndex) -> Tensor:
         """(N, 1, h, w), zero or more, in logits."""
-        features = self.model.forward_features(images)
-        class_idx = resolve_class_idx(class_idx, self.model.classify(features, images))
-        weights = require_linear_head(self.model, self.name).weight[class_idx]
-        return LF.class_activation_map(self.model.pooled_features(features, images), weights)
+        head = require_linear_head(self.model, self.name)
+        pooled = self.model.pooled_features(self.model.forward_features(images), images)
+        logits = LF.linear_logits(pooled, head.weight, head.bias)
+        weights = head.weight[resolve_class_idx(class_idx, logits, read_values=True)]
+        return LF.class_activation_map(pooled, weights)
 
 
 class _GradientWeighted(Explainer):
@@ -44,7 +45,7 @@ class _GradientWeighted(Explainer):
         with torch.inference_mode(False), torch.enable_grad():
             features = features.detach().clone().requires_grad_()
             logits = self.model.classify(features, images.clone())
-            asked = logits.gather(1, resolve_class_idx(class_idx, logits).unsqueeze(1)).sum()
+            asked = logits.gather(1, resolve_class_idx(class_idx, logits, read_values=True).unsqueeze(1)).sum()
             (gradients,) = torch.autograd.grad(asked, features)
         return LF.class_activation_map(features.detach(), self.weights(features.detach(), gradients))
 

@@ -31,13 +31,12 @@ class ClassEvidence(Explainer):
 
     def raw_maps(self, images: Tensor, class_idx: ClassIndex) -> Tensor:
         """(N, 1, h, w), signed, in logits."""
-        weight = require_linear_head(self.model, self.name).weight
-        features = self.model.forward_features(images)
-        pooled = self.model.pooled_features(features, images)
-        logits = self.model.classify(features, images)
-        rows = weight[resolve_class_idx(class_idx, logits)]
+        head = require_linear_head(self.model, self.name)
+        pooled = self.model.pooled_features(self.model.forward_features(images), images)
+        logits = LF.linear_logits(pooled, head.weight, head.bias)
+        rows = head.weight[resolve_class_idx(class_idx, logits, read_values=True)]
         if self.versus is not None:
-            rows = rows - weight[resolve_class_idx(self.versus, logits)]
+            rows = rows - head.weight[resolve_class_idx(self.versus, logits, read_values=True)]
         elif self.centred:
-            rows = rows - weight.mean(dim=0)
+            rows = rows - head.weight.mean(dim=0)
         return LF.weighted_sum(pooled, rows)

@@ -36,6 +36,23 @@ def rate(hits: Tensor) -> Rate:
     return Rate(int(hits.sum()) / count, float(interval.low), float(interval.high), count)
 
 
+def rate_over_pictures(hits: Tensor) -> Rate:
+    """`rate` of (N, D) hits, D objects in each of N pictures.
+
+    Objects of one picture are not independent (one peak cannot lie in two boxes), so with D > 1 the interval is that
+    of the mean over pictures, 1.96 standard errors to each side.
+
+    >>> rate_over_pictures(torch.tensor([[True, False], [False, True]]))
+    Rate(value=0.5, low=0.5, high=0.5, cases=2)
+    """
+    if hits.shape[1] == 1:
+        return rate(hits[:, 0])
+    of_each = hits.double().mean(dim=1)
+    error = 1.96 * float(of_each.std(correction=0)) / len(of_each) ** 0.5
+    value = float(of_each.mean())
+    return Rate(value, max(value - error, 0.0), min(value + error, 1.0), len(of_each))
+
+
 def top_k_misses(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """Whether no true label is among the k highest logits, (N,) bool; lower share is better.
 

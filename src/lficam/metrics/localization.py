@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import box_area
 
 from lficam.errors import InvalidInputError
 
@@ -79,7 +79,9 @@ def region_iou(maps: Tensor, boxes: Tensor, threshold: float = 0.5) -> Tensor:
     """
     boxes = _check_boxes(boxes, maps)
     found = region_boxes(maps, threshold).to(boxes)
-    return box_iou(found, boxes).diagonal().nan_to_num(0.0)
+    corner, opposite = torch.maximum(found[:, :2], boxes[:, :2]), torch.minimum(found[:, 2:], boxes[:, 2:])
+    shared = (opposite - corner).clamp(min=0).prod(dim=1)
+    return (shared / (box_area(found) + box_area(boxes) - shared)).nan_to_num(0.0)
 
 
 def widened(boxes: Tensor, margin: float) -> Tensor:

@@ -1,8 +1,8 @@
 """The trunks for 32 x 32 pixels: ResNet, SE-ResNet, ResNeXt-29 and DenseNet-BC-100, registered with timm by name.
 
 All share one shape: a 3 x 3 stem, three stages of which the second and third halve the grid, an optional last
-normalisation, global average pooling, one linear layer. Convolutions are bias-free and start from Kaiming normal,
-fan-out; batch norm starts from 1 and 0.
+normalisation, global average pooling, one linear layer. Convolutions are bias-free (but for the two of squeeze-and-
+excitation, which are its fully connected layers) and start from Kaiming normal, fan-out; batch norm from 1 and 0.
 """
 
 from collections.abc import Callable, Sequence

@@ -89,6 +89,6 @@ def load(directory: str | Path) -> PlainClassifier:
     try:
         model = build(ModelConfig.from_dict(values))
         model.load_state_dict(state)
-    except (TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError) as error:
         raise RunError(f"run: {directory} holds weights or settings of another model: {error}.") from error
     return model.eval()

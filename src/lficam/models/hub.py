@@ -1,7 +1,6 @@
 """A model as a directory: ``config.json`` and ``model.safetensors``, never a pickle."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 import lficam
 from lficam.errors import RunError
+from lficam.files import read_record, write_json, write_whole
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -34,8 +34,8 @@ def write(directory: str | Path, config: Mapping[str, Any], state: Mapping[str, 
         **config,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    _write_whole(directory / WEIGHTS_FILE, weights)
-    _write_whole(directory / CONFIG_FILE, (json.dumps(signed, indent=2) + "\n").encode())
+    write_whole(directory / WEIGHTS_FILE, weights)
+    write_json(directory / CONFIG_FILE, signed)
     return directory
 
 
@@ -45,7 +45,7 @@ def read(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         RunError: no run there, a damaged file, or weights that do not match their checksum.
     """
-    config = _read_config(Path(directory) / CONFIG_FILE)
+    config = read_record(Path(directory) / CONFIG_FILE)
     config.pop("lficam_version", None)
     expected = config.pop("weights_sha256", None)
     path = Path(directory) / WEIGHTS_FILE
@@ -58,21 +58,3 @@ def read(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return config, load_tensors(weights)
     except SafetensorError as error:
         raise RunError(f"run: {path} is no safetensors file ({error}); restore it.") from error
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise RunError(f"run: expected a directory with {path.name}, got {path.parent}; train first, or mend the path.")
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise RunError(f"run: {path} is damaged ({error}); restore it or train again.") from error
-    if not isinstance(config, dict):
-        raise RunError(f"run: {path} is damaged (no JSON object); restore it or train again.")
-    return config
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_bytes(content)
-    beside.replace(path)

@@ -33,10 +33,11 @@ class LFIClassifier(PlainClassifier):
         self.fin = None if uniform else FeatureImportanceNetwork(backbone.num_features, fin, importance)
 
     def with_uniform_importance(self) -> "LFIClassifier":
-        """The same weights with w = 1/K in place of the FIN, in eval mode; it shares the trunk. A control."""
+        """The same weights with w = 1/K in place of the FIN: a control. It shares this model's trunk and its mode."""
         control = LFIClassifier(self.backbone, fin="uniform")
         control.config = self.config
-        return control.eval()
+        control.training = self.training
+        return control
 
     def attend(self, features: Tensor, images: Tensor) -> Attended:
         """Equations 5 to 10: importance, attention map, amplified features."""

@@ -3,7 +3,6 @@
 import base64
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from lficam.errors import RunError
+from lficam.files import read_record, write_whole
 
 MARKER = "<!-- lficam report -->"
 _CURVES = (("train_loss", "val_loss", "loss"), ("train_accuracy", "val_accuracy", "accuracy"))
@@ -42,34 +42,21 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     html = environment.get_template("report.html").render(
         marker=MARKER,
         name=run.resolve().name,
-        config=_read_json(run / "config.json"),
-        metrics=_read_json(run / "metrics.json"),
-        recipe=yaml.safe_dump(_read_yaml(run / "recipe.yaml"), sort_keys=False),
+        config=read_record(run / "config.json"),
+        metrics=read_record(run / "metrics.json"),
+        recipe=yaml.safe_dump(read_record(run / "recipe.yaml"), sort_keys=False),
         curves=_curves(run / "metrics.csv"),
         evaluations=[_evaluation(path) for path in sorted(run.glob("evaluation/*/evaluation.json"))],
     )
     page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text(html)
+    write_whole(page, html)
     return page
-
-
-def _require(path: Path) -> None:
-    if not path.is_file():
-        raise RunError(f"run: expected a finished run with {path.name}, got {path.parent}; train first.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    _require(path)
-    return json.loads(path.read_text())
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text()) if path.is_file() else {}
 
 
 def _curves(path: Path) -> str:
     """Loss and accuracy per epoch as inline SVG."""
-    _require(path)
+    if not path.is_file():
+        raise RunError(f"run: expected {path.name} in {path.parent}, got none; restore it.")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     figure = Figure(figsize=(8, 2.8), layout="constrained")
@@ -90,7 +77,7 @@ def _curves(path: Path) -> str:
 
 def _evaluation(path: Path) -> dict[str, Any]:
     """An evaluation's record with its pictures embedded."""
-    evaluation = _read_json(path)
+    evaluation = read_record(path)
     for row in evaluation["gallery"]:
         content = (path.parent / row["file"]).read_bytes()
         row["source"] = "data:image/png;base64," + base64.b64encode(content).decode()
