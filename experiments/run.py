@@ -55,7 +55,7 @@ EXPERIMENTS: dict[str, list[Entry]] = {
         Entry("ABN, 6 epochs", "cifar10_resnet20_abn_short", {"epochs": 6}),
     ],
     "cifar10-longer": [Entry("LFI-CAM, 12 epochs", "cifar10_resnet20_lfi_short")],
-    "catdog": [Entry("LFI-CAM", "cats_and_dogs_resnet20_lfi_short")],
+    "catdog": [Entry("LFI-CAM", "photos")],
 }
 
 
@@ -66,7 +66,7 @@ def slug(entry: Entry) -> str:
 def run_entry(experiment: str, entry: Entry, runs: Path, data: str | None) -> tuple[Recipe, dict, dict[str, dict]]:
     values = {**recipe_values(entry.recipe), **entry.settings}
     values["model"] = ModelOptions(**values.get("model", {}))
-    values["data"] = data or values["data"]
+    values["data"] = data or values.get("data", "")
     recipe = Recipe(**values)
     print(f"{experiment}: {entry.variant}", flush=True)
     run = fit(recipe, runs / experiment / slug(entry))

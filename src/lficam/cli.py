@@ -271,11 +271,13 @@ def _print_table(title: str, values: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, show_header=False, title_justify="left", box=None)
+    console = Console()
+    console.print(title, highlight=False)
+    table = Table(show_header=False, box=None)
     for key, value in values.items():
         if value is not None:
             table.add_row(key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-    Console().print(table)
+    console.print(table)
 
 
 def _print_evaluation(evaluation: dict[str, Any]) -> None:
