@@ -110,6 +110,14 @@ def evaluate(
     Raises:
         DataError: other classes than the model's, or boxes that do not fit the network's input.
         InvalidInputError: a model without preprocessing.
+
+    >>> from lficam.models.factory import create_model
+    >>> model = create_model("cifar_resnet20", num_classes=2)
+    >>> model.config.class_names, model.config.preprocessing = ["cat", "dog"], Preprocessing(size=16, resize=16)
+    >>> images, labels = torch.zeros(3, 3, 16, 16, dtype=torch.uint8), torch.tensor([0, 1, 1])
+    >>> pictures = Pictures(images, labels, ["cat", "dog"], names=["a", "b", "c"])
+    >>> evaluate(model, pictures, "three black pictures").facts["parameters"]
+    419922
     """
     preprocessing = model.config.preprocessing
     if preprocessing is None:
@@ -159,7 +167,7 @@ def evaluation_directory(run: str | Path, source: str) -> Path:
     >>> evaluation_directory("run", "two-digits").as_posix()
     'run/evaluation/two-digits'
     >>> evaluation_directory("run", "folder:/data/pets").as_posix()
-    'run/evaluation/folder-data-pets-32e4bb38'
+    'run/evaluation/folder-data-pets-215894b5'
     """
     name = re.sub(r"[^A-Za-z0-9._]+", "-", source).strip("-.")
     if name != source:  # two folders may read alike once their path is a name

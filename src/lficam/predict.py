@@ -108,6 +108,16 @@ def explain_images(
 
     Raises:
         InvalidInputError: a model without preprocessing, or a class it does not know.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> from lficam.models.factory import create_model
+    >>> model = create_model("cifar_resnet20")
+    >>> model.config.preprocessing = Preprocessing(size=32, resize=32)
+    >>> path = Path(tempfile.mkdtemp()) / "picture.png"
+    >>> Image.new("RGB", (64, 32)).save(path)
+    >>> [explanation.crop for explanation in explain_images(model, [path])]
+    [(16.0, 0.0, 48.0, 32.0)]
     """
     preprocessing = model.config.preprocessing
     if preprocessing is None:

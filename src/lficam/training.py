@@ -290,7 +290,18 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     Raises:
         InvalidInputError: a setting out of its range.
         DataError: data that cannot be trained on.
-        RunError: ``out`` holds something else, or a run of another recipe.
+        RunError: ``out`` holds something else, or a run of another recipe; or the training diverged.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> root = Path(tempfile.mkdtemp())
+    >>> for colour in ("red", "blue"):
+    ...     (root / "data" / colour).mkdir(parents=True)
+    ...     for number in range(2):
+    ...         Image.new("RGB", (16, 16), colour).save(root / "data" / colour / f"{number}.png")
+    >>> recipe = Recipe(data=f"folder:{root}/data", image_size=16, epochs=1, batch_size=2, val_fraction=0.0)
+    >>> fit(recipe, root / "run").model.config.class_names
+    ['blue', 'red']
     """
     recipe.check()
     resolve_device(recipe.device, recipe.devices)

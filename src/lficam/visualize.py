@@ -48,6 +48,10 @@ def overlay_signed(image: Tensor, evidence: Tensor, scale: float | None = None, 
 
     Returns:
         (3, H, W) uint8; the dimmed picture where the evidence is zero everywhere.
+
+    >>> black = torch.zeros(3, 1, 1, dtype=torch.uint8)
+    >>> overlay_signed(black, torch.ones(1, 1, 1)).flatten().tolist()
+    [182, 33, 34]
     """
     values = _fit(evidence, image)
     top = float(values.abs().max()) if scale is None else scale

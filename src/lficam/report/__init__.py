@@ -29,6 +29,11 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
     Raises:
         RunError: no finished run there, or ``out`` is a file of somebody else.
+
+    >>> write_report("no-such-run")
+    Traceback (most recent call last):
+    ...
+    lficam.errors.RunError: run: expected a run with config.json, got no-such-run; train first, or mend the path.
     """
     run = Path(run)
     page = Path(out) if out is not None else run / "report.html"
