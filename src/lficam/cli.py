@@ -146,12 +146,13 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 def train(options: Namespace) -> dict[str, Any]:
     """Train a classifier that explains itself, on a folder of images or a named source."""
+    from lficam.tables import print_values
     from lficam.training import fit
 
     run = fit(recipe_from(options), options.out, options.resume)
     if not run.is_main:
         return {}
-    _print_table("trained", {**run.metrics, "run": str(run.directory)})
+    print_values("trained", {**run.metrics, "run": str(run.directory)})
     return {"run": str(run.directory), **run.metrics}
 
 
@@ -171,9 +172,10 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
 def evaluate(options: Namespace) -> dict[str, Any]:
     """Measure a run on a test set: errors, calibration, size, and where its maps point."""
     from lficam.evaluation import evaluate_run, evaluation_directory
+    from lficam.tables import print_evaluation
 
     evaluation = evaluate_run(options.run, _load(options), options.data)
-    _print_evaluation(evaluation.to_dict())
+    print_evaluation(evaluation.to_dict())
     print(f"records: {evaluation_directory(options.run, options.data)}")
     return evaluation.to_dict()
 
@@ -248,6 +250,7 @@ def demo(options: Namespace) -> dict[str, Any]:
     """Train on digits in photographs in minutes, without a download, and show what the maps are worth."""
     from lficam.evaluation import evaluate_run, evaluation_directory
     from lficam.report import write_report
+    from lficam.tables import print_evaluation
     from lficam.training import fit
     from lficam.visualize import save_gallery_figure
 
@@ -258,90 +261,13 @@ def demo(options: Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {"run": str(run.directory), "training": run.metrics}
     for source in (recipe.data, _DEMO_TEST):
         result[source] = evaluate_run(run.directory, run.model, source).to_dict()
-        _print_evaluation(result[source])
+        print_evaluation(result[source])
     two_digits = evaluation_directory(run.directory, _DEMO_TEST)
     figure = run.directory / "two-digits.png"
     save_gallery_figure(two_digits, [row for row in result[_DEMO_TEST]["gallery"] if row["right"]][:4], figure)
     page = write_report(run.directory)
     print(f"trained in {run.metrics['training_seconds']:.0f} s; open {page}")
     return result
-
-
-def _print_table(title: str, values: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    console.print(title, highlight=False)
-    table = Table(show_header=False, box=None)
-    for key, value in values.items():
-        if value is not None:
-            table.add_row(key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
-    console.print(table)
-
-
-def _print_evaluation(evaluation: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    facts, console = evaluation["facts"], Console()
-    figures = {
-        key: f"{value['value']:.2%} ({value['low']:.2%} to {value['high']:.2%})" if isinstance(value, dict) else value
-        for key, value in evaluation["classification"].items()
-    }
-    sizes = {"parameters": f"{facts['parameters']:,}", "multiply_adds": f"{facts['multiply_adds']:,}"}
-    _print_table(
-        f"{facts['source']}: {facts['pictures']} pictures, {facts['method']} on {facts['backbone']}", figures | sizes
-    )
-    _print_classes(console, evaluation["classes"])
-    if evaluation["localization"]:
-        table = Table(title="where the maps point", title_justify="left", box=None)
-        for column in ("map", "class asked", "pointing", "chance", "box IoU", "chance"):
-            table.add_column(column)
-        for row in evaluation["localization"]:
-            table.add_row(
-                row["map"],
-                "yes" if row["class_targeted"] else "no",
-                f"{row['pointing']['value']:.3f}",
-                f"{row['pointing_chance']:.3f}",
-                f"{row['box_iou']:.3f}",
-                f"{row['box_iou_chance']:.3f}",
-            )
-        console.print(table)
-    _print_shortcut(console, evaluation["shortcut"])
-
-
-def _print_classes(console: Any, classes: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    if not classes:
-        return
-    worst = sorted(classes, key=lambda row: row["recall"])[:10]
-    table = Table(title="classes, the hardest first", title_justify="left", box=None)
-    for column in ("class", "pictures", "recall", "precision", "confused with"):
-        table.add_column(column)
-    for row in worst:
-        precision = "" if row["precision"] is None else f"{row['precision']:.1%}"
-        table.add_row(row["name"], str(row["pictures"]), f"{row['recall']:.1%}", precision, row["confused_with"] or "")
-    console.print(table)
-
-
-def _print_shortcut(console: Any, shortcut: dict[str, Any]) -> None:
-    from rich.table import Table
-
-    if not shortcut:
-        return
-    taken = shortcut["label_taken_from_the_mark"]
-    console.print(f"label is the mark's: {shortcut['label_is_the_marks']['value']:.1%}; against the digit: {taken}")
-    if "peaks" in shortcut:
-        table = Table(title="peaks, where the label was taken from the mark", title_justify="left", box=None)
-        for column in ("map", "on the mark", "near it", "chance", "on the digit"):
-            table.add_column(column)
-        for row in shortcut["peaks"]:
-            rates = [row[key]["value"] for key in ("on_the_mark", "near_the_mark", "on_the_digit")]
-            rates.insert(2, row.get("near_the_mark_chance"))
-            table.add_row(row["map"], *("" if value is None else f"{value:.3f}" for value in rates))
-        console.print(table)
 
 
 _VERBS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], dict[str, Any]]]] = {

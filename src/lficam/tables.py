@@ -1,0 +1,75 @@
+"""Records as tables for people, in a terminal."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_values(title: str, values: dict[str, Any]) -> None:
+    """Names and values below a title; None is left out."""
+    console = Console()
+    console.print(title, highlight=False)
+    table = Table(show_header=False, box=None)
+    for key, value in values.items():
+        if value is not None:
+            table.add_row(key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+    console.print(table)
+
+
+def print_evaluation(evaluation: dict[str, Any]) -> None:
+    """An evaluation's record: rates with intervals, hardest classes, where the maps point, the planted mark."""
+    facts, console = evaluation["facts"], Console()
+    figures = {
+        key: f"{value['value']:.2%} ({value['low']:.2%} to {value['high']:.2%})" if isinstance(value, dict) else value
+        for key, value in evaluation["classification"].items()
+    }
+    sizes = {"parameters": f"{facts['parameters']:,}", "multiply_adds": f"{facts['multiply_adds']:,}"}
+    print_values(
+        f"{facts['source']}: {facts['pictures']} pictures, {facts['method']} on {facts['backbone']}", figures | sizes
+    )
+    _print_classes(console, evaluation["classes"])
+    if evaluation["localization"]:
+        table = Table(title="where the maps point", title_justify="left", box=None)
+        for column in ("map", "class asked", "pointing", "chance", "box IoU", "chance"):
+            table.add_column(column)
+        for row in evaluation["localization"]:
+            table.add_row(
+                row["map"],
+                "yes" if row["class_targeted"] else "no",
+                f"{row['pointing']['value']:.3f}",
+                f"{row['pointing_chance']:.3f}",
+                f"{row['box_iou']:.3f}",
+                f"{row['box_iou_chance']:.3f}",
+            )
+        console.print(table)
+    _print_shortcut(console, evaluation["shortcut"])
+
+
+def _print_classes(console: Console, classes: list[dict[str, Any]]) -> None:
+    if not classes:
+        return
+    worst = sorted(classes, key=lambda row: row["recall"])[:10]
+    table = Table(title="classes, the hardest first", title_justify="left", box=None)
+    for column in ("class", "pictures", "recall", "precision", "confused with"):
+        table.add_column(column)
+    for row in worst:
+        precision = "" if row["precision"] is None else f"{row['precision']:.1%}"
+        table.add_row(row["name"], str(row["pictures"]), f"{row['recall']:.1%}", precision, row["confused_with"] or "")
+    console.print(table)
+
+
+def _print_shortcut(console: Console, shortcut: dict[str, Any]) -> None:
+    if not shortcut:
+        return
+    taken = shortcut["label_taken_from_the_mark"]
+    console.print(f"label is the mark's: {shortcut['label_is_the_marks']['value']:.1%}; against the digit: {taken}")
+    if "peaks" in shortcut:
+        table = Table(title="peaks, where the label was taken from the mark", title_justify="left", box=None)
+        for column in ("map", "on the mark", "near it", "chance", "on the digit"):
+            table.add_column(column)
+        for row in shortcut["peaks"]:
+            rates = [row[key]["value"] for key in ("on_the_mark", "near_the_mark", "on_the_digit")]
+            rates.insert(2, row.get("near_the_mark_chance"))
+            table.add_row(row["map"], *("" if value is None else f"{value:.3f}" for value in rates))
+        console.print(table)
