@@ -2,7 +2,9 @@
 
 import csv
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 
@@ -261,6 +263,18 @@ def test_every_shipped_recipe_is_a_valid_recipe():
                 recipe.model.backbone_args,
                 **recipe.model.method_options(),
             )
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if re.search("_resnet(18|50)_", name)])
+def test_the_rows_of_tables_2_and_3_take_two_steps(folder, tmp_path, name):
+    """On tiny pictures; the other depths differ in the number of blocks alone."""
+    values = recipe_values(name)
+    model = values.pop("model")
+    small = {"data": f"folder:{folder}", "epochs": 2, "image_size": 32, "resize": 36, "batch_size": 20, "workers": 0}
+    recipe = Recipe(**{**values, **small, "device": "cpu", "model": ModelOptions(**model)})
+    run = fit(recipe, tmp_path / "run")
+    assert len(read_curves(run.directory)) == 2
+    assert math.isfinite(run.metrics["train_loss"])
 
 
 def test_the_papers_recipe_is_the_papers():

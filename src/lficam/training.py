@@ -315,7 +315,7 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     _require_enough(source, recipe.devices)
     pl.seed_everything(recipe.seed, verbose=False)
     preprocessing = Preprocessing(recipe.image_size, recipe.resize or recipe.image_size, recipe.mean, recipe.std)
-    model = build(_model_config(recipe, source, preprocessing))
+    model = build(_model_config(recipe, source, preprocessing), recipe.model.pretrained)
     model.check_images(torch.empty(1, 3, recipe.image_size, recipe.image_size))
     data = ImageData(source, preprocessing, recipe.batch_size, recipe.augmentation, recipe.seed, recipe.workers)
     task = ClassificationTask(model, recipe)

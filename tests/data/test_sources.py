@@ -207,6 +207,30 @@ def test_cifar10_is_downloaded_once(tmp_path, monkeypatch):
     assert torch.equal(load_source("cifar10").test.images, source.test.images)
 
 
+def test_stl10_is_read_from_its_binary_files(tmp_path, monkeypatch):
+    inside = tmp_path / "stl10_binary"
+    inside.mkdir()
+    rng = np.random.default_rng(0)
+    names = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
+    (inside / "class_names.txt").write_text("\n".join(names))
+    (inside / "fold_indices.txt").write_text("0")
+    dataset = torchvision.datasets.STL10
+    lists = {"train_list": [], "test_list": []}
+    for part, count in (("train", 20), ("test", 10)):
+        pixels = rng.integers(0, 256, count * 3 * 96 * 96).astype(np.uint8)
+        labels = (np.arange(count) % 10 + 1).astype(np.uint8)
+        for name, content in ((f"{part}_X.bin", pixels), (f"{part}_y.bin", labels)):
+            (inside / name).write_bytes(content.tobytes())
+            lists[f"{part}_list"].append([name, hashlib.md5(content.tobytes()).hexdigest()])
+    for name, entries in lists.items():
+        monkeypatch.setattr(dataset, name, entries)
+    monkeypatch.setenv("LFICAM_DATA", str(tmp_path))
+    source = load_source("stl10", val_fraction=0)
+    assert source.train.images.shape == (20, 3, 96, 96)
+    assert source.test.labels.tolist() == list(range(10))
+    assert source.test.class_names[9] == "truck"
+
+
 def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("LFICAM_DATA", str(tmp_path))
     monkeypatch.setattr(torchvision.datasets.CIFAR100, "url", "http://127.0.0.1:1/cifar.tar.gz")

@@ -8,6 +8,7 @@ import lficam
 from lficam.contract import ExplainableClassifier
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.models.fin import FeatureImportanceNetwork
+from lficam.models.plain import PlainClassifier
 
 MODELS = {
     "plain resnet": ("cifar_resnet20", {"method": "plain"}),
@@ -26,6 +27,20 @@ MODELS = {
     "lfi resnext": ("cifar_resnext29_8x64d", {"method": "lfi", "fin": "uniform"}),
     "abn resnext": ("cifar_resnext29_8x64d", {"method": "abn"}),
 }
+# timm's families: is there one linear layer behind global average pooling? The smallest of each, at 64 pixels.
+FAMILIES = {
+    "resnet18": True,
+    "resnext50_32x4d": True,
+    "seresnet18": True,
+    "densenet121": True,
+    "efficientnet_lite0": True,
+    "mobilenetv2_050": True,
+    "regnetx_002": True,
+    "mobilenetv3_small_050": False,
+    "convnext_atto": False,
+    "vgg11": False,
+    "paper_resnet18": True,
+}
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda name: name.replace(" ", "-"))
@@ -33,6 +48,124 @@ def model(request):
     torch.manual_seed(0)
     backbone, options = MODELS[request.param]
     return lficam.create_model(backbone, num_classes=7, **options).eval()
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    torch.manual_seed(0)
+    options = {"fin": "uniform"} if request.param in ("vgg11", "resnext50_32x4d") else {"fin": "pointwise"}
+    return lficam.create_model(request.param, num_classes=7, **options).eval()
+
+
+class TestFamilies:
+    """What every trunk of timm keeps."""
+
+    images = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+
+    def test_the_contract_holds(self, family):
+        with torch.no_grad():
+            prediction = family.explain(self.images, class_idx=3)
+            features = family.forward_features(self.images)
+            assert torch.equal(family(self.images), prediction.logits)
+            assert torch.equal(family.classify(features, self.images), prediction.logits)
+        stride = 16 if family.config.backbone == "paper_resnet18" else 32
+        assert prediction.attention.shape == (2, 1, 64 // stride, 96 // stride)
+        assert torch.isfinite(prediction.logits).all()
+        exact = FAMILIES[family.config.backbone]
+        assert (prediction.evidence is not None) == (family.linear_head is not None) == exact
+        if exact:
+            total = prediction.evidence.mean(dim=(1, 2, 3)) + family.linear_head.bias[3]
+            torch.testing.assert_close(total, prediction.logits[:, 3], rtol=1e-4, atol=1e-4)
+
+    def test_without_attention_it_is_timms_own_net(self, family):
+        plain = PlainClassifier(family.backbone).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(plain(self.images), family.backbone(self.images), rtol=1e-4, atol=1e-5)
+
+    def test_gradients_are_finite_in_training(self, family):
+        family.train()
+        family.zero_grad()
+        family.explain(self.images).logits.square().sum().backward()
+        family.eval()
+        for name, parameter in family.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+        family.zero_grad()
+
+    def test_autocast_and_save_and_load(self, family, tmp_path):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            assert torch.isfinite(family.explain(self.images).logits).all()
+        family.save_pretrained(tmp_path)
+        loaded = lficam.load(tmp_path)
+        assert all(torch.equal(tensor, family.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+    def test_what_stands_in_the_way_is_named(self, family):
+        between = {
+            "mobilenetv3_small_050": "conv_head",
+            "convnext_atto": "head.norm",
+            "vgg11": "pre_logits.fc1",
+        }
+        if FAMILIES[family.config.backbone]:
+            lficam.create_explainer("cam", family)
+        else:
+            with pytest.raises(InvalidInputError, match=between[family.config.backbone]):
+                lficam.create_explainer("cam", family)
+        maps = lficam.create_explainer("grad_cam", family)(self.images, 2)
+        assert maps.shape == (2, 1, 64, 96)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "seresnet18", "paper_resnet18"])
+def test_abn_on_imagenet_trunks(backbone):
+    model = lficam.create_model(backbone, "abn", num_classes=7)
+    prediction = model.explain(TestFamilies.images)
+    assert prediction.attention.shape == (2, 1, 4, 6)
+    (prediction.logits.sum() + prediction.attention_logits.sum()).backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
+def test_dropout_of_the_trunk_is_kept_and_the_evidence_stays_exact():
+    torch.manual_seed(0)
+    model = lficam.create_model("resnet18", "plain", 7, backbone_args={"drop_rate": 0.5}).train()
+    with torch.no_grad():
+        first, second = (model.explain(TestFamilies.images, 3) for _ in range(2))
+        assert not torch.allclose(first.logits, second.logits)
+        total = first.evidence.mean(dim=(1, 2, 3)) + model.linear_head.bias[3]
+        torch.testing.assert_close(total, first.logits[:, 3], rtol=1e-4, atol=1e-4)
+        model.eval()
+        assert torch.equal(model(TestFamilies.images), model(TestFamilies.images))
+
+
+def test_output_stride_16_gives_the_papers_grid():
+    model = lficam.create_model("resnet18", "lfi", 7, {"output_stride": 16}, fin="uniform").eval()
+    with torch.no_grad():
+        assert model.explain(torch.zeros(1, 3, 224, 224)).attention.shape == (1, 1, 14, 14)
+
+
+def test_a_fin_larger_than_its_trunk_is_said():
+    with torch.device("meta"), pytest.warns(UserWarning, match="adds 151M parameters to the 24M of resnet50"):
+        lficam.create_model("resnet50", "lfi")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "method", "expected"),
+    [
+        ("paper_resnet18", "lfi", 17_470_504),
+        ("paper_resnet34", "lfi", 29.94),
+        ("paper_resnet50", "lfi", 43_046_952),
+        ("paper_resnet101", "lfi", 62.04),
+        ("paper_resnet152", "lfi", 77.68),
+        ("resnet18", "abn", 21.61),
+        ("resnet34", "abn", 36.44),
+        ("resnet50", "abn", 43.58),
+        ("resnet101", "abn", 62.58),
+        ("resnet152", "abn", 78.22),
+    ],
+)
+def test_the_sizes_of_table_3(backbone, method, expected):
+    with torch.device("meta"):
+        options = {"fin": "pointwise"} if method == "lfi" else {}
+        found = count(lficam.create_model(backbone, method, 1000, **options))
+    assert found == expected if isinstance(expected, int) else round(found / 1e6, 2) == expected
 
 
 @pytest.fixture(scope="module")
@@ -276,6 +409,14 @@ def test_densenet_attends_before_its_last_norm():
     ("call", "error", "message"),
     [
         (lambda: lficam.create_model("cifar_resnet20x"), UnknownNameError, "Did you mean 'cifar_resnet20'"),
+        (lambda: lficam.create_model("resnet19"), UnknownNameError, "resnet18"),
+        (lambda: lficam.create_model("efficientnet_lite0", "abn"), InvalidInputError, "EfficientNet is not"),
+        (lambda: lficam.create_model("cifar_resnet20", pretrained=True), InvalidInputError, "pretrained"),
+        (
+            lambda: lficam.create_model("vit_tiny_patch16_224", "plain")(torch.zeros(1, 3, 224, 224)),
+            InvalidInputError,
+            "convolutional network",
+        ),
         (lambda: lficam.create_model("cifar_resnet20", method="lif"), UnknownNameError, "abn, lfi, plain"),
         (lambda: lficam.create_model("cifar_resnet20", fin="conv5"), UnknownNameError, "conv3x3"),
         (lambda: lficam.create_model("cifar_resnet20", importance="max"), UnknownNameError, "scores, softmax"),

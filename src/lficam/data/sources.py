@@ -1,4 +1,4 @@
-"""Data sources by name: ``folder:PATH``, ``cifar10``, ``cifar100`` and the embedded scenes."""
+"""Data sources by name: ``folder:PATH``, ``cifar10``, ``cifar100``, ``stl10`` and the embedded scenes."""
 
 import math
 import os
@@ -52,8 +52,8 @@ def load_source(
 
     Args:
         name: ``folder:PATH`` with a folder per class, inside ``train`` and ``test`` (or ``val``, or all three) or
-            straight in PATH (then a fifth is split off for the test, the same one whatever the seed); ``cifar10`` or
-            ``cifar100`` (downloaded by torchvision to `data_root`); or one of the embedded scenes.
+            straight in PATH (then a fifth is split off for the test, the same one whatever the seed); ``cifar10``,
+            ``cifar100`` or ``stl10`` (downloaded by torchvision to `data_root`); or one of the embedded scenes.
         image_size: side in pixels at which the embedded scenes are drawn; others come in their own size.
         val_fraction: share of the training part, in [0, 1); 0: no validation part.
         seed: of the validation split.
@@ -93,10 +93,7 @@ def _cifar(kind: type[torchvision.datasets.CIFAR10], part: str) -> Pictures:
     try:
         data = kind(data_root(), train=part == "train", download=True)
     except (OSError, URLError, RuntimeError) as error:
-        raise DataError(
-            f"data: {kind.__name__} is not in {data_root()} and could not be downloaded ({error}); "
-            "set LFICAM_DATA to a folder that has it, or use folder:PATH."
-        ) from error
+        raise _no_download(kind.__name__, error) from error
     return Pictures(
         images=torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(),
         labels=torch.tensor(data.targets),
@@ -105,9 +102,30 @@ def _cifar(kind: type[torchvision.datasets.CIFAR10], part: str) -> Pictures:
     )
 
 
+def _stl10(part: str) -> Pictures:
+    try:
+        data = torchvision.datasets.STL10(data_root(), split=part, download=True)
+    except (OSError, URLError, RuntimeError) as error:
+        raise _no_download("STL10", error) from error
+    return Pictures(
+        images=torch.from_numpy(data.data),
+        labels=torch.from_numpy(data.labels).long(),
+        class_names=list(data.classes),
+        names=[f"stl10/{part}/{number:05d}" for number in range(len(data))],
+    )
+
+
+def _no_download(name: str, error: Exception) -> DataError:
+    return DataError(
+        f"data: {name} is not in {data_root()} and could not be downloaded ({error}); "
+        "set LFICAM_DATA to a folder that has it, or use folder:PATH."
+    )
+
+
 _NAMED: dict[str, Callable[[str], Pictures | None]] = {
     "cifar10": lambda part: _cifar(torchvision.datasets.CIFAR10, part),
     "cifar100": lambda part: _cifar(torchvision.datasets.CIFAR100, part),
+    "stl10": _stl10,
 }
 
 

@@ -66,8 +66,10 @@ def require_linear_head(model: ExplainableClassifier, name: str) -> nn.Linear:
         InvalidInputError: the model has something else there.
     """
     if model.linear_head is None:
+        between: list[str] = getattr(model, "layers_before_logits", list)()
+        named = f" ({', '.join(between)})" if between else ""
         raise InvalidInputError(
             f"{name}: expected a model with global average pooling and one linear layer, got one with more between "
-            "its last map and its logits; use grad_cam."
+            f"its last map and its logits{named}; use grad_cam."
         )
     return model.linear_head

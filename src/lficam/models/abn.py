@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lficam import functional as LF
 from lficam.contract import ClassIndex, Prediction
 from lficam.models.backbones import Backbone, split_last_stage
-from lficam.models.cifar import conv_bn, init_weights
+from lficam.models.blocks import conv_bn, init_weights
 from lficam.models.plain import PlainClassifier
 
 

@@ -5,145 +5,32 @@ normalisation, global average pooling, one linear layer. Convolutions are bias-f
 excitation, which are its fully connected layers) and start from Kaiming normal, fan-out; batch norm from 1 and 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import Tensor, nn
-from torchvision.ops import SqueezeExcitation
 
 from lficam.errors import InvalidInputError
+from lficam.models.blocks import (
+    ResidualBlock,
+    StagedNet,
+    basic_block,
+    bottleneck_block,
+    bottleneck_branch,
+    conv_bn,
+    make_stages,
+    register,
+)
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
 
-def init_weights(module: nn.Module) -> None:
-    """Kaiming normal, fan-out, for every convolution in ``module``; 1 and 0 for every batch norm."""
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(layer, nn.BatchNorm2d):
-            nn.init.ones_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-
-def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """A bias-free convolution that keeps the grid (at stride 1), and its batch norm."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs))
-
-
-class CifarNet(nn.Module):
-    """Stem, stages, last normalisation, global average pooling, linear layer; timm's interface.
-
-    Args:
-        stem: images (N, 3, H, W) to the input of the first stage.
-        stages: the stages in order; the last one gives the features (N, num_features, h, w).
-        num_features: channels of those features.
-        num_classes: rows of the linear layer.
-        pre_pool: what the features pass before pooling (DenseNet); attention acts before it.
-    """
-
-    def __init__(
-        self,
-        stem: nn.Module,
-        stages: Sequence[nn.Module],
-        num_features: int,
-        num_classes: int,
-        pre_pool: nn.Module | None = None,
-    ) -> None:
-        super().__init__()
-        self.num_features = num_features
-        self.num_classes = num_classes
-        self.feature_info = [
-            {"num_chs": num_features, "reduction": 4, "module": f"stages.{len(stages) - 1}"},
-        ]
-        self.stem = stem
-        self.stages = nn.Sequential(*stages)
-        self.pre_pool = pre_pool or nn.Identity()
-        self.fc = nn.Linear(num_features, num_classes)
-        init_weights(self)
-
-    def get_classifier(self) -> nn.Linear:
-        """The linear layer (timm's name for it)."""
-        return self.fc
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to the last map before normalisation and pooling, (N, K, h, w)."""
-        return self.stages(self.stem(images))
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features (N, K, h, w) to logits (N, C), or to the pooled (N, K) with ``pre_logits``."""
-        pooled = self.pre_pool(features).mean(dim=(2, 3))
-        return pooled if pre_logits else self.fc(pooled)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to logits (N, C)."""
-        return self.forward_head(self.forward_features(images))
-
-
-class ResidualBlock(nn.Module):
-    """ReLU(branch(x) + shortcut(x)), the shortcut a 1 x 1 projection where the shape changes."""
-
-    def __init__(self, branch: nn.Module, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.branch = branch
-        same = inputs == outputs and stride == 1
-        self.shortcut = nn.Identity() if same else conv_bn(inputs, outputs, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, inputs, h, w) to (N, outputs, h / stride, w / stride)."""
-        return F.relu(self.branch(x) + self.shortcut(x))
-
-
-def _basic(inputs: int, planes: int, stride: int, squeeze: bool) -> ResidualBlock:
-    branch = nn.Sequential(conv_bn(inputs, planes, 3, stride), nn.ReLU(), conv_bn(planes, planes, 3))
-    return _residual(branch, inputs, planes, stride, squeeze)
-
-
-def _bottleneck(inputs: int, planes: int, stride: int, squeeze: bool) -> ResidualBlock:
-    width, outputs = planes, 4 * planes
-    branch = _bottleneck_branch(inputs, width, outputs, stride, groups=1)
-    return _residual(branch, inputs, outputs, stride, squeeze)
-
-
-def _bottleneck_branch(inputs: int, width: int, outputs: int, stride: int, groups: int) -> nn.Sequential:
-    return nn.Sequential(
-        conv_bn(inputs, width, 1),
-        nn.ReLU(),
-        conv_bn(width, width, 3, stride, groups),
-        nn.ReLU(),
-        conv_bn(width, outputs, 1),
-    )
-
-
-def _residual(branch: nn.Sequential, inputs: int, outputs: int, stride: int, squeeze: bool) -> ResidualBlock:
-    if squeeze:
-        branch.append(SqueezeExcitation(outputs, max(outputs // 16, 1)))
-    return ResidualBlock(branch, inputs, outputs, stride)
-
-
-Block = Callable[[int, int, int], ResidualBlock]
-
-
-def _stages(block: Block, inputs: int, planes: Sequence[int], expansion: int, depth: int) -> list[nn.Sequential]:
-    stages = []
-    for number, width in enumerate(planes):
-        outputs = expansion * width
-        blocks = [block(inputs, width, 1 if number == 0 else 2)]
-        blocks += [block(outputs, width, 1) for _ in range(depth - 1)]
-        stages.append(nn.Sequential(*blocks))
-        inputs = outputs
-    return stages
-
-
 def cifar_resnet(
     depth: int, block: str = "basic", squeeze: bool = False, num_classes: int = 10, in_chans: int = 3
-) -> CifarNet:
+) -> StagedNet:
     """The ResNet of He et al. for CIFAR: stages of 16, 32 and 64 planes with n = (depth - 2) / 6 blocks each.
 
     Source: He et al. 2016, section 4.2; shortcuts are projections where the shape changes. ``bottleneck`` keeps the
@@ -155,13 +42,15 @@ def cifar_resnet(
     """
     if block not in ("basic", "bottleneck"):
         raise InvalidInputError(f"block: expected 'basic' or 'bottleneck', got {block!r}.")
-    make, expansion = (_basic, 1) if block == "basic" else (_bottleneck, 4)
+    make, expansion = (basic_block, 1) if block == "basic" else (bottleneck_block, 4)
     stem = nn.Sequential(conv_bn(in_chans, 16, 3), nn.ReLU())
-    stages = _stages(partial(make, squeeze=squeeze), 16, (16, 32, 64), expansion, depth=(depth - 2) // 6)
-    return CifarNet(stem, stages, 64 * expansion, num_classes)
+    stages = make_stages(
+        partial(make, squeeze=squeeze), 16, (16, 32, 64), expansion, depths=[(depth - 2) // 6] * 3, strides=(1, 2, 2)
+    )
+    return StagedNet(stem, stages, 64 * expansion, num_classes)
 
 
-def cifar_resnext(cardinality: int = 8, base_width: int = 64, num_classes: int = 10, in_chans: int = 3) -> CifarNet:
+def cifar_resnext(cardinality: int = 8, base_width: int = 64, num_classes: int = 10, in_chans: int = 3) -> StagedNet:
     """ResNeXt-29 for CIFAR: three stages of three blocks, 256, 512 and 1024 channels, grouped 3 x 3 convolutions.
 
     Source: Xie et al. 2017, section 5.2 (widen factor 4).
@@ -169,11 +58,11 @@ def cifar_resnext(cardinality: int = 8, base_width: int = 64, num_classes: int =
 
     def block(inputs: int, planes: int, stride: int) -> ResidualBlock:
         width = cardinality * base_width * planes // 64
-        branch = _bottleneck_branch(inputs, width, 4 * planes, stride, groups=cardinality)
+        branch = bottleneck_branch(inputs, width, 4 * planes, stride, groups=cardinality)
         return ResidualBlock(branch, inputs, 4 * planes, stride)
 
     stem = nn.Sequential(conv_bn(in_chans, 64, 3), nn.ReLU())
-    return CifarNet(stem, _stages(block, 64, (64, 128, 256), 4, depth=3), 1024, num_classes)
+    return StagedNet(stem, make_stages(block, 64, (64, 128, 256), 4, (3, 3, 3), (1, 2, 2)), 1024, num_classes)
 
 
 class _DenseLayer(nn.Module):
@@ -194,7 +83,7 @@ class _DenseLayer(nn.Module):
 
 def cifar_densenet(
     depth: int = 100, growth: int = 12, compression: int = 2, num_classes: int = 10, in_chans: int = 3
-) -> CifarNet:
+) -> StagedNet:
     """DenseNet-BC for CIFAR. Its last batch norm and ReLU come after the attention and before pooling.
 
     Source: Huang et al. 2017, section 3; each of the three dense blocks has (depth - 4) / 6 layers. A transition
@@ -214,10 +103,10 @@ def cifar_densenet(
             layers.append(_DenseLayer(channels, growth))
             channels += growth
         stages.append(nn.Sequential(*layers))
-    return CifarNet(stem, stages, channels, num_classes, nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()))
+    return StagedNet(stem, stages, channels, num_classes, nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU()))
 
 
-_ENTRIES: dict[str, Callable[..., CifarNet]] = {
+_ENTRIES: dict[str, Callable[..., StagedNet]] = {
     **{f"cifar_resnet{depth}": partial(cifar_resnet, depth) for depth in (20, 32, 44, 56, 110)},
     **{f"cifar_seresnet{depth}": partial(cifar_resnet, depth, squeeze=True) for depth in (20, 32, 44, 56, 110)},
     "cifar_resnext29_8x64d": cifar_resnext,
@@ -238,16 +127,5 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _register(name: str, build: Callable[..., CifarNet]) -> None:
-    """Give timm an entry point of this name; it has no pretrained weights."""
-
-    def entry(pretrained: bool = False, **kwargs: Any) -> CifarNet:
-        return build_model_with_cfg(build, name, pretrained, **kwargs)
-
-    entry.__name__ = entry.__qualname__ = name
-    entry.__module__ = __name__
-    register_model(entry)
-
-
 for _name, _build in _ENTRIES.items():
-    _register(_name, _build)
+    register(_name, _build, __name__)

@@ -1,5 +1,6 @@
 """One door to every model: `create_model` for a new one, `load` for a trained one."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,30 +13,42 @@ from lficam.models.backbones import Backbone, create_backbone
 from lficam.models.lfi import LFIClassifier
 from lficam.models.plain import PlainClassifier
 
-_METHODS: dict[str, Callable[[ModelConfig], PlainClassifier]] = {
-    "plain": lambda config: PlainClassifier(_backbone(config), **config.options),
-    "lfi": lambda config: LFIClassifier(_backbone(config), **config.options),
-    "abn": lambda config: ABNClassifier(_backbone(config), config.num_classes, **config.options),
+_METHODS: dict[str, Callable[[Backbone, ModelConfig], PlainClassifier]] = {
+    "plain": lambda backbone, config: PlainClassifier(backbone, **config.options),
+    "lfi": lambda backbone, config: LFIClassifier(backbone, **config.options),
+    "abn": lambda backbone, config: ABNClassifier(backbone, config.num_classes, **config.options),
 }
 
 
-def _backbone(config: ModelConfig) -> Backbone:
-    return create_backbone(config.backbone, config.num_classes, config.backbone_args)
-
-
-def build(config: ModelConfig) -> PlainClassifier:
-    """A model with random weights from its configuration, which stays with it as ``model.config``."""
+def build(config: ModelConfig, pretrained: bool = False) -> PlainClassifier:
+    """A model from its configuration, which stays with it as ``model.config``; random weights unless ``pretrained``."""
     if config.method not in _METHODS:
         raise UnknownNameError("method", config.method, _METHODS)
     if config.num_classes < 2:
         raise InvalidInputError(f"num_classes: expected at least 2, got {config.num_classes}.")
     try:
-        model = _METHODS[config.method](config)
+        backbone = create_backbone(config.backbone, config.num_classes, config.backbone_args, pretrained)
+        model = _METHODS[config.method](backbone, config)
     except TypeError as error:
         options = ", ".join(config.options)
         raise InvalidInputError(f"options of method {config.method!r}: got {options}: {error}.") from error
     model.config = config
+    _warn_of_large_fin(model)
     return model
+
+
+def _warn_of_large_fin(model: PlainClassifier) -> None:
+    fin = getattr(model, "fin", None)
+    if fin is None:
+        return
+    added, trunk = (sum(parameter.numel() for parameter in part.parameters()) for part in (fin, model.backbone))
+    # The paper's own nets stay silent: its largest conv3x3 FIN, on ResNeXt-29, adds 38M to 34M.
+    if added > max(2 * trunk, 50_000_000) and model.config.options.get("fin") != "pointwise":
+        warnings.warn(
+            f"fin: {model.config.options.get('fin', 'conv3x3')} adds {added / 1e6:.0f}M parameters to the "
+            f"{trunk / 1e6:.0f}M of {model.config.backbone}; fin='pointwise' adds a quarter of that.",
+            stacklevel=3,
+        )
 
 
 def create_model(
@@ -43,15 +56,18 @@ def create_model(
     method: str = "lfi",
     num_classes: int = 10,
     backbone_args: Mapping[str, Any] | None = None,
+    pretrained: bool = False,
     **options: Any,
 ) -> PlainClassifier:
-    """A classifier that explains itself, with random weights, in training mode (as every new `torch.nn.Module`).
+    """A classifier that explains itself, in training mode (as every new `torch.nn.Module`).
 
     Args:
-        backbone: name of the trunk, see `lficam.models.backbones.known_backbones`.
+        backbone: name of the trunk: any of timm's convolutional networks, or one that lficam adds to them.
         method: ``plain``, ``lfi`` or ``abn``.
         num_classes: C, at least 2.
-        backbone_args: arguments of the trunk, such as ``{"block": "bottleneck"}``.
+        backbone_args: arguments of the trunk, such as ``{"block": "bottleneck"}``, or ``{"output_stride": 16}`` for a
+            14 x 14 grid at 224 pixels.
+        pretrained: the trunk starts from timm's weights, which are downloaded; what the method adds is random.
         options: of the method; ``lfi`` takes ``fin`` and ``importance``.
 
     Raises:
@@ -69,7 +85,8 @@ def create_model(
             method=method,
             options=options,
             num_classes=num_classes,
-        )
+        ),
+        pretrained,
     )
 
 

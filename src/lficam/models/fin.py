@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lficam.errors import UnknownNameError
-from lficam.models.cifar import init_weights
+from lficam.models.blocks import init_weights
 
 FinName = Literal["conv3x3", "conv3x3_relu", "pointwise", "uniform"]
 ImportanceName = Literal["softmax", "scores"]

@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lficam import functional as LF
 from lficam.contract import ClassIndex, ModelConfig, Prediction, check_images, resolve_class_idx
 from lficam.errors import InvalidInputError
 from lficam.models import hub
-from lficam.models.backbones import Backbone, linear_head, pre_pool, reduction
+from lficam.models.backbones import Backbone, layers_before_logits, linear_head, pre_pool, reduction
 
 
 class Attended(NamedTuple):
@@ -39,6 +40,7 @@ class PlainClassifier(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone = backbone
+        self._pools_into_linear = linear_head(backbone) is not None
 
     def save_pretrained(self, directory: str | Path) -> Path:
         """Write ``config.json`` and ``model.safetensors`` to a directory; `lficam.load` reads them.
@@ -51,7 +53,11 @@ class PlainClassifier(nn.Module):
     @property
     def linear_head(self) -> nn.Linear | None:
         """The linear layer behind global average pooling; None where anything else stands between."""
-        return linear_head(self.backbone)
+        return self.backbone.get_classifier() if self._pools_into_linear else None
+
+    def layers_before_logits(self) -> list[str]:
+        """The trunk's layers behind the last map, by name; more than pooling and one where evidence is not exact."""
+        return layers_before_logits(self.backbone)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to the last map before pooling, (N, K, h, w).
@@ -60,7 +66,13 @@ class PlainClassifier(nn.Module):
             InvalidInputError: not a floating-point batch of that shape, or smaller than one grid cell.
         """
         self.check_images(images)
-        return self.backbone.forward_features(images)
+        features = self.backbone.forward_features(images)
+        if features.ndim != 4 or features.shape[1] != self.backbone.num_features:
+            raise InvalidInputError(
+                f"backbone: expected a map of (N, {self.backbone.num_features}, h, w), got "
+                f"{tuple(features.shape)} from {type(self.backbone).__name__}; use a convolutional network."
+            )
+        return features
 
     def check_images(self, images: Tensor) -> None:
         """Refuse images of a wrong shape or type, and those too small to leave one grid cell."""
@@ -115,10 +127,14 @@ class PlainClassifier(nn.Module):
         layers = pre_pool(self.backbone)
         # The attended map is float32 at least; a trunk cast to bfloat16 as a whole wants its own type.
         dtype = next((parameter.dtype for parameter in layers.parameters()), attended.dtype)
-        return layers(attended.to(dtype))
+        pooled = layers(attended.to(dtype))
+        if self.linear_head is None:
+            return pooled
+        # The trunk's dropout behind pooling, done before it: a channel out is out on the whole grid.
+        return F.dropout2d(pooled, getattr(self.backbone, "drop_rate", 0.0), self.training)
 
     def _head(self, pooled: Tensor) -> Tensor:
         head = self.linear_head
         if head is None:
-            return self.backbone.forward_head(pooled)
+            return self.backbone.forward_head(pooled.to(next(self.backbone.parameters()).dtype))
         return LF.linear_logits(pooled, head.weight, head.bias)

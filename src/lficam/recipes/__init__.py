@@ -21,13 +21,15 @@ class ModelOptions:
         method: plain CNN, LFI-CAM or Attention Branch Network.
         fin: layers of LFI-CAM's Feature Importance Network; uniform is none, w = 1/K.
         importance: LFI-CAM's weights: softmax of the FIN's scores, or the scores.
-        backbone_args: arguments of the trunk, such as {block: bottleneck}.
+        pretrained: start the trunk from timm's weights, which are downloaded.
+        backbone_args: arguments of the trunk, such as {block: bottleneck} or {output_stride: 16}.
     """
 
     backbone: str = "cifar_resnet20"
     method: Literal["plain", "lfi", "abn"] = "lfi"
     fin: Literal["conv3x3", "conv3x3_relu", "pointwise", "uniform"] = "conv3x3"
     importance: Literal["softmax", "scores"] = "softmax"
+    pretrained: bool = False
     backbone_args: dict = field(default_factory=dict)
 
     def method_options(self) -> dict[str, str]:
