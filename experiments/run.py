@@ -25,6 +25,7 @@ from lficam.training import fit
 HERE = Path(__file__).parent
 SCENES = ("digits-in-scenes", "two-digits")
 MARKS = ("planted-shortcut", "planted-shortcut-conflict", "planted-shortcut-clean")
+AS_IN_THE_DEMO = {"epochs": 6, "image_size": 40}
 
 
 @dataclass
@@ -39,11 +40,12 @@ class Entry:
 
 EXPERIMENTS: dict[str, list[Entry]] = {
     "scenes": [
-        Entry("LFI-CAM", "digits_in_scenes", tests=SCENES),
-        Entry("plain", "digits_in_scenes_plain", tests=SCENES),
-        Entry("ABN", "digits_in_scenes_abn", tests=SCENES),
+        Entry("LFI-CAM", "digits_in_scenes", AS_IN_THE_DEMO, SCENES),
+        Entry("plain", "digits_in_scenes_plain", AS_IN_THE_DEMO, SCENES),
+        Entry("ABN", "digits_in_scenes_abn", AS_IN_THE_DEMO, SCENES),
+        Entry("LFI-CAM, w = 1/K", "digits_in_scenes_uniform", AS_IN_THE_DEMO, SCENES),
     ],
-    "scenes-uniform": [Entry("LFI-CAM, w = 1/K", "digits_in_scenes_uniform", tests=SCENES)],
+    "scenes-64px": [Entry("LFI-CAM", "digits_in_scenes", tests=SCENES)],
     "shortcut": [
         Entry("LFI-CAM", "planted_shortcut", tests=MARKS),
         Entry("plain", "planted_shortcut_plain", tests=MARKS),
@@ -54,7 +56,7 @@ EXPERIMENTS: dict[str, list[Entry]] = {
         Entry("plain, 6 epochs", "cifar10_resnet20_plain_short", {"epochs": 6}),
         Entry("ABN, 6 epochs", "cifar10_resnet20_abn_short", {"epochs": 6}),
     ],
-    "cifar10-longer": [Entry("LFI-CAM, 12 epochs", "cifar10_resnet20_lfi_short")],
+    "cifar10-second-seed": [Entry("LFI-CAM, 6 epochs", "cifar10_resnet20_lfi_short", {"epochs": 6, "seed": 1})],
     "catdog": [Entry("LFI-CAM", "photos")],
 }
 
