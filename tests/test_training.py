@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -216,6 +217,16 @@ def test_a_run_of_another_recipe_is_left_alone(run, folder):
         fit(small_recipe(f"folder:{folder}"), run.directory, resume="never")
     with pytest.raises(InvalidInputError, match="resume"):
         fit(small_recipe(f"folder:{folder}"), run.directory, resume="sometimes")
+
+
+def test_a_run_of_an_earlier_version_has_later_settings_at_their_defaults(run, folder, tmp_path):
+    shutil.copytree(run.directory, tmp_path / "run")
+    stored = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    del stored["freeze"], stored["model"]["pretrained"]
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump(stored))
+    assert fit(small_recipe(f"folder:{folder}"), tmp_path / "run").metrics == run.metrics
+    with pytest.raises(RunError, match="holds a run with freeze none"):
+        fit(small_recipe(f"folder:{folder}", freeze="batch_norm"), tmp_path / "run")
 
 
 def test_nothing_is_left_of_a_run_that_could_not_start(tmp_path, folder):

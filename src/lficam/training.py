@@ -369,13 +369,15 @@ def _require_free(directory: Path, recipe: Recipe, resume: str) -> None:
 
 
 def _require_same(path: Path, recipe: Recipe) -> None:
-    stored, asked = read_record(path), recipe.to_dict()
+    stored, asked, defaults = read_record(path), recipe.to_dict(), Recipe().to_dict()
+    # A run of an earlier version has no word on settings that came later: they are at their defaults.
+    stored = {**defaults, **stored, "model": {**defaults["model"], **stored.get("model", {})}}
     started = (path.parent / LAST_CHECKPOINT).is_file() or (path.parent / METRICS_FILE).is_file()
-    changed = [key for key in asked if stored.get(key) != asked[key] and key != "workers"]
+    changed = [key for key in asked if stored[key] != asked[key] and key != "workers"]
     if started and changed:
         key = changed[0]
         raise RunError(
-            f"out: {path.parent} holds a run with {key} {stored.get(key)}, not {asked[key]}; "
+            f"out: {path.parent} holds a run with {key} {stored[key]}, not {asked[key]}; "
             "name another directory, or ask for the same settings."
         )
 
