@@ -32,7 +32,8 @@ class Explanation:
         top: the five likeliest classes, as (name, probability), best first.
         map_name: whose peak and region are given: ``evidence``, or ``attention`` where the model has no evidence.
         peak: (x, y) of that map's maximum.
-        region: (x1, y1, x2, y2) around that map's largest region above half.
+        region: (x1, y1, x2, y2) around that map's largest region above half of its maximum; the whole crop where no
+            place speaks for the class.
         crop: the part of the picture that the network saw, (x1, y1, x2, y2).
         image: (3, S, S) uint8, that part as the network saw it.
         evidence: (1, h, w), signed, in logits, centred over the classes; None where the model has none.
@@ -172,8 +173,8 @@ def _explain(
     map_name, maps = ("attention", attention) if evidence is None else ("evidence", evidence)
     if maps is None:
         raise InvalidInputError("model: it has neither evidence nor attention; use an explainer such as grad_cam.")
-    maps = LF.min_max(LF.upsample(maps, (preprocessing.size, preprocessing.size)))
-    points, regions = peaks(maps), region_boxes(maps)
+    maps = LF.upsample(maps, (preprocessing.size, preprocessing.size))
+    points, regions = peaks(maps), region_boxes(LF.min_max(maps.relu()))
     results = []
     for number, picture in enumerate(pictures):
         probabilities = prediction.logits[number].softmax(dim=0)

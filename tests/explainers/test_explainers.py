@@ -156,6 +156,13 @@ def test_evidence_is_the_logit_in_space(models, images, method):
     torch.testing.assert_close(versus.mean(dim=(1, 2, 3)), margin, rtol=1e-4, atol=1e-5)
 
 
+def test_a_normalised_evidence_map_keeps_what_speaks_for_the_class(models, images):
+    explain = create_explainer("class_evidence", models["plain"], versus=5)
+    raw = torch.nn.functional.interpolate(explain(images, 3, raw=True).relu(), size=(16, 24), mode="bilinear")
+    torch.testing.assert_close(explain(images, 3), raw / raw.amax(dim=(1, 2, 3), keepdim=True), rtol=1e-4, atol=1e-5)
+    assert (explain(images, 3, raw=True) < 0).any()
+
+
 def test_centred_evidence_ignores_a_shift_common_to_all_classes(models, images):
     model = make("plain")
     before = create_explainer("class_evidence", model)(images, 3, raw=True)

@@ -20,10 +20,12 @@ class Explainer(ABC):
     Attributes:
         name: as `lficam.create_explainer` knows it.
         class_targeted: whether the map depends on the class asked for.
+        signed: whether the raw map speaks against the class too; the normalised one keeps what speaks for it.
     """
 
     name: ClassVar[str]
     class_targeted: ClassVar[bool] = True
+    signed: ClassVar[bool] = False
 
     def __init__(self, model: ExplainableClassifier) -> None:
         self.model = model
@@ -56,6 +58,7 @@ class Explainer(ABC):
             maps = self.raw_maps(images, class_idx)
         if raw:
             return maps
+        maps = maps.relu() if self.signed else maps
         return LF.min_max(LF.upsample(maps, (images.shape[-2], images.shape[-1])))
 
 

@@ -23,6 +23,7 @@ class ClassEvidence(Explainer):
     """
 
     name = "class_evidence"
+    signed = True
 
     def __init__(self, model: ExplainableClassifier, versus: ClassIndex = None, centred: bool = True) -> None:
         super().__init__(model)
