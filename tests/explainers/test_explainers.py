@@ -220,9 +220,9 @@ def test_wrong_use_says_what_to_do(models, call, message):
         call(models)
 
 
-def test_a_model_without_a_linear_head_is_told_apart(models):
-    model = make("plain")
-    model.backbone.get_classifier = lambda: nn.Sequential(nn.Linear(64, 64), nn.Linear(64, CLASSES))
-    with pytest.raises(InvalidInputError, match="use grad_cam"):
+def test_a_model_without_a_linear_head_is_told_apart():
+    model = make("plain", "mobilenetv3_small_050")
+    with pytest.raises(InvalidInputError, match=r"conv_head.*use grad_cam"):
         create_explainer("cam", model)
-    assert model.explain(torch.zeros(1, 3, 8, 8)).evidence is None
+    assert model.explain(torch.zeros(1, 3, 32, 32)).evidence is None
+    assert create_explainer("grad_cam", model)(torch.rand(1, 3, 64, 64)).shape == (1, 1, 64, 64)
