@@ -23,11 +23,16 @@ def _full_precision(equation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     @functools.wraps(equation)
     def wrapper(*args: object, **named: object) -> Tensor:
         device = next(arg.device.type for arg in (*args, *named.values()) if isinstance(arg, Tensor))
-        available = torch.amp.is_autocast_available(device)
-        with torch.autocast(device, enabled=False) if available else contextlib.nullcontext():
+        with torch.autocast(device, enabled=False) if _may_autocast(device) else contextlib.nullcontext():
             return equation(*map(_widen, args), **{name: _widen(arg) for name, arg in named.items()})
 
     return wrapper
+
+
+def _may_autocast(device: str) -> bool:
+    # Entering the context costs more than a small sum; a traced graph may run under autocast later.
+    available = torch.amp.is_autocast_available(device)
+    return available and (torch.compiler.is_compiling() or torch.is_autocast_enabled(device))
 
 
 def _widen(argument: object) -> object:
@@ -64,9 +69,8 @@ def min_max(maps: Tensor) -> Tensor:
     limits = torch.finfo(maps.dtype)
     # The absolute floor keeps 1/span, the gradient, far from overflow.
     rounding = limits.eps * torch.maximum(low.abs(), high.abs()) + limits.tiny / limits.eps
-    flat = (span <= rounding).detach()
-    scaled = (maps - low) / torch.where(flat, torch.ones_like(span), span)
-    return torch.where(flat, torch.zeros_like(scaled), scaled)
+    flat = span <= rounding
+    return ((maps - low) / span.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
 
 
 @_full_precision
