@@ -76,3 +76,10 @@ def require_linear_head(model: ExplainableClassifier, name: str) -> nn.Linear:
             f"its last map and its logits{named}; use grad_cam."
         )
     return model.linear_head
+
+
+def pool_and_classify(model: ExplainableClassifier, images: Tensor, name: str) -> tuple[nn.Linear, Tensor, Tensor]:
+    """The linear head, the map (N, K, h, w) that pooling receives, and the logits (N, C), in one pass."""
+    head = require_linear_head(model, name)
+    pooled = model.pooled_features(model.forward_features(images), images)
+    return head, pooled, LF.linear_logits(pooled, head.weight, head.bias)

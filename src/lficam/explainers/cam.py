@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lficam import functional as LF
 from lficam.contract import ClassIndex, ExplainableClassifier, resolve_class_idx
-from lficam.explainers.base import Explainer, require_linear_head
+from lficam.explainers.base import Explainer, pool_and_classify, require_linear_head
 
 
 class CAM(Explainer):
@@ -24,9 +24,7 @@ class CAM(Explainer):
 
     def raw_maps(self, images: Tensor, class_idx: ClassIndex) -> Tensor:
         """(N, 1, h, w), zero or more, in logits."""
-        head = require_linear_head(self.model, self.name)
-        pooled = self.model.pooled_features(self.model.forward_features(images), images)
-        logits = LF.linear_logits(pooled, head.weight, head.bias)
+        head, pooled, logits = pool_and_classify(self.model, images, self.name)
         weights = head.weight[resolve_class_idx(class_idx, logits, read_values=True)]
         return LF.class_activation_map(pooled, weights)
 

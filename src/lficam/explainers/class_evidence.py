@@ -4,7 +4,7 @@ from torch import Tensor
 
 from lficam import functional as LF
 from lficam.contract import ClassIndex, ExplainableClassifier, resolve_class_idx
-from lficam.explainers.base import Explainer, require_linear_head
+from lficam.explainers.base import Explainer, pool_and_classify, require_linear_head
 
 
 class ClassEvidence(Explainer):
@@ -32,9 +32,7 @@ class ClassEvidence(Explainer):
 
     def raw_maps(self, images: Tensor, class_idx: ClassIndex) -> Tensor:
         """(N, 1, h, w), signed, in logits."""
-        head = require_linear_head(self.model, self.name)
-        pooled = self.model.pooled_features(self.model.forward_features(images), images)
-        logits = LF.linear_logits(pooled, head.weight, head.bias)
+        head, pooled, logits = pool_and_classify(self.model, images, self.name)
         rows = head.weight[resolve_class_idx(class_idx, logits, read_values=True)]
         if self.versus is not None:
             rows = rows - head.weight[resolve_class_idx(self.versus, logits, read_values=True)]
