@@ -1,6 +1,7 @@
 """Evaluation: its figures against counts made by hand, its records, and what it refuses."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,10 +134,6 @@ def small_set(**changes):
         (small_set(class_names=["0", "1"]), "missing: 2, 3"),
         (small_set(class_names=[*map(str, range(10)), "x"]), "unknown: x"),
         (small_set(class_names=[*map(str, range(9, -1, -1))]), "reordered"),
-        (
-            small_set(images=torch.zeros(4, 3, 30, 30, dtype=torch.uint8), boxes=torch.zeros(4, 1, 4)),
-            "the network's input",
-        ),
     ],
 )
 def test_a_set_that_does_not_fit_is_refused(pictures, message):
@@ -156,3 +153,30 @@ def test_fewer_than_five_classes_have_no_top_five_and_no_gallery_is_needed():
     assert "top5_error" not in evaluation.classification
     assert evaluation.gallery == []
     assert evaluation.localization == []
+
+
+def test_boxes_follow_the_pictures_through_resizing_and_crop():
+    torch.manual_seed(0)
+    model = make()
+    model.config.preprocessing = Preprocessing(size=16, resize=20)
+    images = torch.randint(0, 256, (6, 3, 40, 80), dtype=torch.uint8)
+    # 80 x 40 becomes 40 x 20, of which the middle 16 x 16 is seen: (24, 4) to (56, 36) of the picture.
+    everything = torch.tensor([24.0, 4.0, 56.0, 36.0])
+    corner = torch.tensor([0.0, 0.0, 26.0, 6.0])
+    boxes = everything.repeat(6, 1, 2, 1)
+    boxes[:, 0, 1] = corner
+    boxes[0] = torch.nan
+    pictures = small_set(
+        images=images,
+        labels=torch.arange(6),
+        names=["a"] * 6,
+        boxes=boxes,
+        object_labels=torch.arange(6).unsqueeze(1),
+    )
+    seen = pictures.seen_boxes(boxes, model.config.preprocessing)
+    assert seen[1].tolist() == [[[0, 0, 16, 16], [0, 0, 1, 1]]]
+    assert seen[0].isnan().all()
+    rows = {row["map"]: row for row in evaluate(model, pictures, "a set").localization}
+    assert rows["centre"]["pointing"] == {**rows["centre"]["pointing"], "value": 1.0, "cases": 5}
+    outside = replace(pictures, boxes=torch.tensor([0.0, 0.0, 20.0, 40.0]).repeat(6, 1, 1))
+    assert evaluate(model, outside, "a set").localization == []

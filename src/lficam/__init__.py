@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lficam.explainers import create_explainer as create_explainer
     from lficam.models.factory import create_model as create_model
     from lficam.models.factory import load as load
+    from lficam.models.factory import wrap as wrap
     from lficam.predict import explain_images as explain_images
     from lficam.recipes import ModelOptions as ModelOptions
     from lficam.recipes import Recipe as Recipe
@@ -36,6 +37,7 @@ _HOMES = {
     "fit": "lficam.training",
     "load": "lficam.models.factory",
     "load_source": "lficam.data.sources",
+    "wrap": "lficam.models.factory",
     "write_report": "lficam.report",
 }
 

@@ -1,6 +1,7 @@
 """The command line: ``lficam train | evaluate | explain | report | demo``. Wrong input is one sentence and exit 2."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +15,12 @@ from lficam.errors import InvalidInputError, LficamError
 from lficam.files import write_json
 from lficam.recipes import ModelOptions, Recipe, recipe_names, recipe_values
 
-_SHORT = {"--backbone": "--model.backbone", "--method": "--model.method"}
+_SHORT = {
+    "--backbone": "--model.backbone",
+    "--method": "--model.method",
+    "--pretrained": "--model.pretrained",
+    "--init-from": "--init_from",
+}
 _DEMO_TEST = "two-digits"
 
 
@@ -34,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LficamError as error:
         print(f"lficam: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         print(f"lficam: {error.strerror or error}: {error.filename or 'no file named'}.", file=sys.stderr)
         return 2
@@ -96,6 +105,8 @@ def _parse_recipe(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace
 
 
 def _spelled_out(word: str) -> str:
+    if word == "--pretrained":
+        word += "=true"
     flag, equals, value = word.partition("=")
     return _SHORT.get(flag, flag) + equals + value
 
@@ -139,7 +150,8 @@ def _train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=str, required=True, metavar="RUN", help="the run directory, new or to resume")
     parser.add_argument("--resume", type=Literal["auto", "never"], default="auto", help="go on where RUN stopped")
     parser.epilog = (
-        "--backbone and --method are short for --model.backbone and --model.method. "
+        "--backbone, --method and --pretrained are short for --model.backbone, --model.method and --model.pretrained "
+        "true. "
         f"Recipes: {', '.join(recipe_names())}."
     )
 
@@ -152,7 +164,11 @@ def train(options: Namespace) -> dict[str, Any]:
     run = fit(recipe_from(options), options.out, options.resume)
     if not run.is_main:
         return {}
-    print_values("trained", {**run.metrics, "run": str(run.directory)})
+    values = {**run.metrics, "run": str(run.directory)}
+    retrofit = values.pop("retrofit", None)
+    print_values("trained", values)
+    if retrofit:
+        print_values("before and after, on the test pictures", retrofit)
     return {"run": str(run.directory), **run.metrics}
 
 
@@ -163,10 +179,21 @@ def recipe_from(options: Namespace) -> Recipe:
     return Recipe(**values)
 
 
-def _evaluate_arguments(parser: ArgumentParser) -> None:
+def _run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="a run directory")
-    parser.add_argument("--data", type=str, required=True, help="source; its test part is used")
     parser.add_argument("--device", type=Literal["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
+    parser.add_argument(
+        "--model",
+        type=str,
+        default=None,
+        metavar="MODULE:FACTORY",
+        help="the trunk of a run whose trunk is your own code",
+    )
+
+
+def _evaluate_arguments(parser: ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("--data", type=str, required=True, help="source; its test part is used")
 
 
 def evaluate(options: Namespace) -> dict[str, Any]:
@@ -184,17 +211,16 @@ def _load(options: Namespace) -> Any:
     from lficam.device import resolve_device
     from lficam.models.factory import load
 
-    return load(options.run).to(resolve_device(options.device))
+    return load(options.run, options.model).to(resolve_device(options.device))
 
 
 def _explain_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("run", type=str, help="a run directory")
+    _run_arguments(parser)
     parser.add_argument("paths", type=str, nargs="+", metavar="PATH", help="image files and folders")
     parser.add_argument("--out", type=str, required=True, metavar="DIR", help="a new or empty directory")
     parser.add_argument(
         "--class", dest="class_name", type=str, default=None, help="explain this class, not the predicted"
     )
-    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
 
 
 def explain(options: Namespace) -> dict[str, Any]:

@@ -150,6 +150,16 @@ class ExplainableClassifier(Protocol):
         """All layers, as `torch.nn.Module` gives them."""
 
 
+@runtime_checkable
+class TrainedClassifier(ExplainableClassifier, Protocol):
+    """An explainable classifier that knows its classes and what pictures must pass before it."""
+
+    config: ModelConfig
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """All weights, as `torch.nn.Module` gives them."""
+
+
 @contextmanager
 def in_eval_mode(model: ExplainableClassifier) -> Iterator[None]:
     """Eval mode inside; afterwards every layer has the mode it had, also when something raises."""

@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,18 @@ class _Subject:
     batch_size: int
     progress: Progress
 
+    @cached_property
+    def boxes(self) -> Tensor:
+        """The objects' boxes in the pixels of the network's input, where the maps are."""
+        assert self.pictures.boxes is not None
+        return self.pictures.seen_boxes(self.pictures.boxes, self.preprocessing)
+
+    @cached_property
+    def marks(self) -> Tensor:
+        """The planted marks' boxes, likewise."""
+        assert self.pictures.mark_boxes is not None
+        return self.pictures.seen_boxes(self.pictures.mark_boxes, self.preprocessing)
+
     def batches(self, description: str) -> Iterator[tuple[Tensor, slice]]:
         device = next(self.model.parameters()).device
         task = self.progress.add_task(description, total=len(self.pictures))
@@ -108,7 +121,7 @@ def evaluate(
         The figures.
 
     Raises:
-        DataError: other classes than the model's, or boxes that do not fit the network's input.
+        DataError: other classes than the model's.
         InvalidInputError: a model without preprocessing.
 
     >>> from lficam.models.factory import create_model
@@ -123,7 +136,6 @@ def evaluate(
     if preprocessing is None:
         raise InvalidInputError("model: it has no preprocessing; load a trained one with lficam.load.")
     _require_same_classes(model, pictures, source)
-    _require_fitting_boxes(pictures, preprocessing)
     with in_eval_mode(model), progress_bar() as progress:
         subject = _Subject(model, pictures, preprocessing, batch_size, progress)
         logits = subject.logits(model, "classifying")
@@ -151,6 +163,14 @@ def evaluate(
             evaluation.gallery = _gallery(subject, logits, out)
             write_json(out / EVALUATION_FILE, evaluation.to_dict())
     return evaluation
+
+
+def top1_error(model: PlainClassifier, pictures: Pictures, batch_size: int = 128) -> dict[str, float]:
+    """A model's top-1 error on a set: value and 95 % interval (``low``, ``high``); asked in eval mode."""
+    assert model.config.preprocessing is not None
+    with in_eval_mode(model), progress_bar() as progress:
+        subject = _Subject(model, pictures, model.config.preprocessing, batch_size, progress)
+        return _error(subject.logits(model, "classifying"), pictures, 1)
 
 
 def evaluate_run(run: str | Path, model: PlainClassifier, source: str) -> Evaluation:
@@ -201,15 +221,6 @@ def _require_same_classes(model: PlainClassifier, pictures: Pictures, source: st
     )
 
 
-def _require_fitting_boxes(pictures: Pictures, preprocessing: Preprocessing) -> None:
-    sides = {*pictures.images[0].shape[-2:], preprocessing.size, preprocessing.resize}
-    if pictures.boxes is not None and len(sides) > 1:
-        raise DataError(
-            "data: pictures with boxes must have the network's input size and no resizing before it, or the boxes "
-            f"would not fit; got sides {sorted(sides)}."
-        )
-
-
 def _objects(pictures: Pictures) -> int:
     return 1 if pictures.boxes is None else pictures.boxes.shape[1]
 
@@ -254,28 +265,35 @@ def _explainers(model: PlainClassifier) -> dict[str, Explainer]:
 def _localization(subject: _Subject) -> list[dict[str, Any]]:
     """Every object of every picture is asked for; a map without a class is held against each of them."""
     pictures = subject.pictures
-    assert pictures.boxes is not None
     assert pictures.object_labels is not None
     objects = _objects(pictures)
+    if _known(subject.boxes).sum() < 2:  # chance needs another picture
+        return []
     rows = []
     for name, explainer in _explainers(subject.model).items():
         asked = pictures.object_labels.unbind(1) if explainer.class_targeted else [None]
         maps = [subject.maps(explainer, class_idx) for class_idx in asked]
         maps = maps if len(maps) == objects else maps * objects
-        rows.append({"map": name, "class_targeted": explainer.class_targeted, **_held_against(maps, pictures)})
+        rows.append({"map": name, "class_targeted": explainer.class_targeted, **_held_against(maps, subject.boxes)})
     if objects == 2 and subject.model.linear_head is not None:
         explainer = create_explainer("class_evidence", subject.model)
         pairs = [(pictures.object_labels[:, d], pictures.object_labels[:, 1 - d]) for d in range(2)]
         maps = [subject.maps(explainer, asked, versus) for asked, versus in pairs]
-        rows.insert(2, {"map": VERSUS, "class_targeted": True, **_held_against(maps, pictures)})
+        rows.insert(2, {"map": VERSUS, "class_targeted": True, **_held_against(maps, subject.boxes)})
     return rows
 
 
-def _held_against(maps: list[Tensor], pictures: Pictures) -> dict[str, Any]:
-    """Rates over all objects; chance is the same maps held against the boxes of other pictures."""
-    assert pictures.boxes is not None
-    other = shuffled(len(pictures))
-    boxes = pictures.boxes.unbind(1)
+def _known(boxes: Tensor) -> Tensor:
+    """The pictures that know a box of each of their objects, (N,) bool."""
+    return ~boxes.isnan().flatten(2).all(dim=2).any(dim=1)
+
+
+def _held_against(maps: list[Tensor], all_boxes: Tensor) -> dict[str, Any]:
+    """Rates over the objects of pictures that know them all; chance is maps held against the boxes of others."""
+    known = _known(all_boxes)
+    boxes = all_boxes[known].unbind(1)
+    maps = [of_object[known] for of_object in maps]
+    other = shuffled(int(known.sum()))
     hits = [points_into(m, b) for m, b in zip(maps, boxes, strict=True)]
     chance_hits = [points_into(m, b[other]) for m, b in zip(maps, boxes, strict=True)]
     ious = [region_iou(m, b) for m, b in zip(maps, boxes, strict=True)]
@@ -295,9 +313,7 @@ def _shortcut(subject: _Subject, logits: Tensor) -> dict[str, Any]:
     eighth of the side. Chance is the same maps held against the marks of other pictures.
     """
     pictures = subject.pictures
-    assert pictures.mark_boxes is not None
     assert pictures.mark_labels is not None
-    assert pictures.boxes is not None
     predicted = logits.argmax(dim=1)
     marked = pictures.mark_labels >= 0
     figures: dict[str, Any] = {"label_is_the_marks": rate((predicted == pictures.mark_labels)[marked])._asdict()}
@@ -308,7 +324,7 @@ def _shortcut(subject: _Subject, logits: Tensor) -> dict[str, Any]:
     figures["peaks"] = []
     for name, explainer in _explainers(subject.model).items():
         maps = subject.maps(explainer, predicted)[taken]
-        marks, digits = pictures.mark_boxes[taken], pictures.boxes[taken][:, 0]
+        marks, digits = subject.marks[taken], subject.boxes[taken][:, 0]
         near = widened(marks, maps.shape[-1] / 8)
         row: dict[str, Any] = {
             "map": name,
@@ -369,7 +385,6 @@ def _two_object_panels(subject: _Subject, index: int) -> tuple[list[Tensor], lis
     """Image, attention, then a column for each asked object: its evidence against the other's, with its box."""
     pictures = subject.pictures
     assert pictures.object_labels is not None
-    assert pictures.boxes is not None
     image, images = _one(subject, index)
     shown = enlarge(image, GALLERY_SIDE)
     factor = shown.shape[-1] // image.shape[-1]
@@ -380,7 +395,7 @@ def _two_object_panels(subject: _Subject, index: int) -> tuple[list[Tensor], lis
     asked = pictures.object_labels[index].tolist()
     for number, (this, that) in enumerate((asked, asked[::-1])):
         evidence = create_explainer("class_evidence", subject.model, versus=[that])(images, [this], raw=True)
-        box = (pictures.boxes[index, number] * factor).tolist()
+        box = (subject.boxes[index, number] * factor).tolist()
         panels.append(draw_box(overlay_signed(shown, evidence[0].cpu()), box))
         captions.append(f"{pictures.class_names[this]}, not {pictures.class_names[that]}")
     return panels, captions

@@ -17,7 +17,7 @@ from torch import Tensor
 from lficam.errors import InvalidInputError
 
 
-def _full_precision(equation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def full_precision(equation: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Run an equation outside autocast, on tensors of at least float32."""
 
     @functools.wraps(equation)
@@ -45,7 +45,7 @@ def _require_4d(tensor: Tensor, argument: str, shape: str) -> None:
         raise InvalidInputError(f"{argument}: expected {shape}, got {tuple(tensor.shape)}; pass a batch.")
 
 
-@_full_precision
+@full_precision
 def min_max(maps: Tensor) -> Tensor:
     """Scale each map to [0, 1]: the s(.) of equation 6 and the normalisation of the map before equation 10.
 
@@ -73,7 +73,7 @@ def min_max(maps: Tensor) -> Tensor:
     return ((maps - low) / span.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
 
 
-@_full_precision
+@full_precision
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize maps to ``size`` with bilinear interpolation, corners not aligned.
 
@@ -90,7 +90,7 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-@_full_precision
+@full_precision
 def mask_images(images: Tensor, masks: Tensor) -> Tensor:
     """Equation 1: M^k = A^k (x) I, every image under every mask (Score-CAM).
 
@@ -107,7 +107,7 @@ def mask_images(images: Tensor, masks: Tensor) -> Tensor:
     return masks.unsqueeze(2) * images.unsqueeze(1)
 
 
-@_full_precision
+@full_precision
 def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
     """The sum inside equations 4 and 9: sum_k w_k F_k, signed.
 
@@ -145,7 +145,7 @@ def class_activation_map(features: Tensor, weights: Tensor) -> Tensor:
     return weighted_sum(features, weights).relu()
 
 
-@_full_precision
+@full_precision
 def grey_image(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Equation 5: I~ = Down(rgb2gray(I)).
 
@@ -166,7 +166,7 @@ def grey_image(images: Tensor, size: tuple[int, int]) -> Tensor:
     return upsample(images.mean(dim=1, keepdim=True), size)
 
 
-@_full_precision
+@full_precision
 def masked_features(features: Tensor, grey: Tensor) -> Tensor:
     """Equation 6: M_k = I~ (x) s(F_k), the input of the FIN.
 
@@ -183,7 +183,7 @@ def masked_features(features: Tensor, grey: Tensor) -> Tensor:
     return grey * min_max(features)
 
 
-@_full_precision
+@full_precision
 def attend(features: Tensor, attention: Tensor) -> Tensor:
     """Equation 10: F' = (1 + L) (x) F, the attention mechanism of ABN and LFI-CAM.
 
@@ -200,7 +200,7 @@ def attend(features: Tensor, attention: Tensor) -> Tensor:
     return (1 + attention) * features
 
 
-@_full_precision
+@full_precision
 def linear_logits(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Global average pooling and one linear layer, the head of section 3.3.
 

@@ -1,22 +1,25 @@
-"""From picture files to labels, evidence and attention in the pictures' own pixels."""
+"""From pictures to labels, evidence and attention in the pictures' own pixels."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lficam import functional as LF
-from lficam.contract import Preprocessing, in_eval_mode
-from lficam.data.images import is_image_name, read_image
+from lficam.contract import Preprocessing, TrainedClassifier, in_eval_mode
+from lficam.data.images import is_image_name, read_image, to_pixels
 from lficam.data.transforms import normalise, prepare
 from lficam.errors import DataError, InvalidInputError
 from lficam.explainers import create_explainer
 from lficam.metrics.localization import peaks, region_boxes
-from lficam.models.plain import PlainClassifier
 from lficam.visualize import enlarge, overlay, overlay_signed, strip
+
+Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 _OVERLAY_SIDE = 224
 
@@ -26,7 +29,8 @@ class Explanation:
     """What a model says of one picture. Pixels are the picture's own, upright.
 
     Attributes:
-        path: of the file.
+        path: of the file; empty for a picture from memory.
+        size: (H, W) of the picture.
         label: name of the explained class, the predicted one unless another was asked for.
         probability: of that class.
         top: the five likeliest classes, as (name, probability), best first.
@@ -41,6 +45,7 @@ class Explanation:
     """
 
     path: str
+    size: tuple[int, int]
     label: str
     probability: float
     top: list[tuple[str, float]]
@@ -64,6 +69,21 @@ class Explanation:
             "box": [round(value, 2) for value in self.region],
             "seen": [round(value, 2) for value in self.crop],
         }
+
+    def on_picture(self, values: Tensor) -> Tensor:
+        """A map of this explanation, such as ``evidence``, at the picture's own pixels.
+
+        Args:
+            values: (1, h, w).
+
+        Returns:
+            (1, H, W) in the same unit; zero outside the part that the network saw.
+        """
+        height, width = self.size
+        x1, y1, x2, y2 = (round(edge) for edge in self.crop)
+        canvas = values.new_zeros(1, height, width)
+        canvas[:, y1:y2, x1:x2] = LF.upsample(values[None], (y2 - y1, x2 - x1))[0]
+        return canvas
 
     def picture(self) -> Tensor:
         """(3, H, W) uint8: what the network saw, its evidence (red for, blue against), its attention."""
@@ -97,53 +117,76 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def explain_images(
-    model: PlainClassifier, paths: Sequence[Path], class_name: str | None = None, batch_size: int = 32
+    model: TrainedClassifier, pictures: Sequence[Picture], class_name: str | None = None, batch_size: int = 32
 ) -> Iterator[Explanation | DataError]:
-    """Explain files one by one, as they are asked for; one that cannot be read gives its error in its place.
+    """Explain pictures one by one, as they are asked for; one that cannot be read gives its error in its place.
 
     Args:
         model: trained, with its preprocessing (`lficam.load`).
-        paths: from `find_images`.
+        pictures: paths (`find_images`), PIL images, arrays (H, W) or (H, W, 3), or tensors (3, H, W); uint8, or floats
+            in [0, 1].
         class_name: explain this class instead of the predicted one: a name, or a number.
         batch_size: pictures in a forward pass.
 
     Raises:
         InvalidInputError: a model without preprocessing, or a class it does not know.
 
-    >>> import tempfile
-    >>> from PIL import Image
     >>> from lficam.models.factory import create_model
     >>> model = create_model("cifar_resnet20")
     >>> model.config.preprocessing = Preprocessing(size=32, resize=32)
-    >>> path = Path(tempfile.mkdtemp()) / "picture.png"
-    >>> Image.new("RGB", (64, 32)).save(path)
-    >>> [explanation.crop for explanation in explain_images(model, [path])]
+    >>> [explanation.crop for explanation in explain_images(model, [Image.new("RGB", (64, 32))])]
     [(16.0, 0.0, 48.0, 32.0)]
     """
     preprocessing = model.config.preprocessing
     if preprocessing is None:
         raise InvalidInputError("model: it has no preprocessing; load a trained one with lficam.load.")
     class_idx = None if class_name is None else _class_index(model, class_name)
-    return _explain_files(model, preprocessing, paths, class_idx, batch_size)
+    return _explain_all(model, preprocessing, pictures, class_idx, batch_size)
 
 
-def _explain_files(
-    model: PlainClassifier, preprocessing: Preprocessing, paths: Sequence[Path], class_idx: int | None, batch_size: int
+def predict(
+    model: TrainedClassifier, pictures: Picture | Sequence[Picture], class_name: str | None = None, batch_size: int = 32
+) -> Explanation | list[Explanation]:
+    """Label, probabilities and maps of one picture or a list: `explain_images` for people. See there.
+
+    Returns:
+        One `Explanation` for one picture, a list for a list.
+
+    Raises:
+        DataError: a picture that cannot be read; the message names it.
+        InvalidInputError: as `explain_images`.
+    """
+    alone = isinstance(pictures, Picture)
+    results = explain_images(model, [pictures] if alone else list(pictures), class_name, batch_size)  # type: ignore[list-item, arg-type]
+    explained = []
+    for result in results:
+        if isinstance(result, DataError):
+            raise result
+        explained.append(result)
+    return explained[0] if alone else explained
+
+
+def _explain_all(
+    model: TrainedClassifier,
+    preprocessing: Preprocessing,
+    pictures: Sequence[Picture],
+    class_idx: int | None,
+    batch_size: int,
 ) -> Iterator[Explanation | DataError]:
-    for start in range(0, len(paths), batch_size):
-        batch = [_read(path) for path in paths[start : start + batch_size]]
-        pictures = [picture for picture in batch if isinstance(picture, Tensor)]
-        explained = iter(_explain(model, preprocessing, pictures, class_idx)) if pictures else iter(())
-        for path, picture in zip(paths[start : start + batch_size], batch, strict=True):
-            if isinstance(picture, DataError):
-                yield picture
+    for start in range(0, len(pictures), batch_size):
+        batch = [_read(picture) for picture in pictures[start : start + batch_size]]
+        readable = [pixels for pixels in batch if isinstance(pixels, Tensor)]
+        explained = iter(_explain(model, preprocessing, readable, class_idx)) if readable else iter(())
+        for picture, pixels in zip(pictures[start : start + batch_size], batch, strict=True):
+            if isinstance(pixels, DataError):
+                yield pixels
             else:
                 explanation = next(explained)
-                explanation.path = str(path)
+                explanation.path = str(picture) if isinstance(picture, str | Path) else ""
                 yield explanation
 
 
-def _class_index(model: PlainClassifier, name: str) -> int:
+def _class_index(model: TrainedClassifier, name: str) -> int:
     names = model.config.class_names or [str(number) for number in range(model.config.num_classes)]
     if name in names:
         return names.index(name)
@@ -152,15 +195,15 @@ def _class_index(model: PlainClassifier, name: str) -> int:
     raise InvalidInputError(f"class: the model knows no class {name!r}; it knows {', '.join(names)}.")
 
 
-def _read(path: Path) -> Tensor | DataError:
+def _read(picture: Picture) -> Tensor | DataError:
     try:
-        return read_image(path)
+        return read_image(picture) if isinstance(picture, str | Path) else to_pixels(picture)
     except DataError as error:
         return error
 
 
 def _explain(
-    model: PlainClassifier, preprocessing: Preprocessing, pictures: list[Tensor], class_idx: int | None
+    model: TrainedClassifier, preprocessing: Preprocessing, pictures: list[Tensor], class_idx: int | None
 ) -> list[Explanation]:
     seen = torch.stack([prepare(picture, preprocessing) for picture in pictures])
     images = normalise(seen.to(next(model.parameters()).device), preprocessing)
@@ -188,6 +231,7 @@ def _explain(
         results.append(
             Explanation(
                 path="",
+                size=(height, width),
                 label=model.config.label(explained),
                 probability=float(probabilities[explained]),
                 top=[(model.config.label(int(i)), float(p)) for p, i in zip(best.values, best.indices, strict=True)],

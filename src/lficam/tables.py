@@ -7,26 +7,29 @@ from rich.table import Table
 
 
 def print_values(title: str, values: dict[str, Any]) -> None:
-    """Names and values below a title; None is left out."""
+    """Names and values below a title, rates with their intervals; None is left out."""
     console = Console()
     console.print(title, highlight=False)
     table = Table(show_header=False, box=None)
     for key, value in values.items():
         if value is not None:
-            table.add_row(key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+            table.add_row(key.replace("_", " "), _shown(value))
     console.print(table)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['value']:.2%} ({value['low']:.2%} to {value['high']:.2%})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def print_evaluation(evaluation: dict[str, Any]) -> None:
     """An evaluation's record: rates with intervals, hardest classes, where the maps point, the planted mark."""
     facts, console = evaluation["facts"], Console()
-    figures = {
-        key: f"{value['value']:.2%} ({value['low']:.2%} to {value['high']:.2%})" if isinstance(value, dict) else value
-        for key, value in evaluation["classification"].items()
-    }
     sizes = {"parameters": f"{facts['parameters']:,}", "multiply_adds": f"{facts['multiply_adds']:,}"}
     print_values(
-        f"{facts['source']}: {facts['pictures']} pictures, {facts['method']} on {facts['backbone']}", figures | sizes
+        f"{facts['source']}: {facts['pictures']} pictures, {facts['method']} on {facts['backbone']}",
+        evaluation["classification"] | sizes,
     )
     _print_classes(console, evaluation["classes"])
     if evaluation["localization"]:

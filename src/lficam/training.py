@@ -31,8 +31,10 @@ from lficam.errors import DataError, InvalidInputError, RunError
 from lficam.files import read_record, write_json, write_whole
 from lficam.models.factory import build, load
 from lficam.models.plain import PlainClassifier
+from lficam.models.wrapped import is_factory_name
 from lficam.progress import progress_bar
 from lficam.recipes import Recipe
+from lficam.retrofit import compare_with, freeze_backbone, start_from
 
 RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.json"
@@ -71,15 +73,13 @@ def classification_loss(prediction: Prediction, labels: Tensor, label_smoothing:
 
 
 def learning_rate_schedule(recipe: Recipe, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:
-    """The rate at every step: the paper's (a tenth at 50 and again at 75 percent of the steps), or one cycle.
-
-    The cycle rises for 5 percent of the steps only: small objects are learned sooner than with a long, slow rise.
-    """
+    """The rate at every step: the paper's (a tenth at 50 and again at 75 percent of the steps), or one cycle."""
     if recipe.schedule == "step":
         return MultiStepLR(optimizer, [max(steps // 2, 1), max(steps * 3 // 4, 1)], gamma=0.1)
     steps = max(steps, 2)
     # torch divides by the length of the rise, which must therefore be more than one step.
-    return OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=max(0.05, 1.5 / steps), cycle_momentum=False)
+    rise = max(recipe.warmup, 1.5 / steps)
+    return OneCycleLR(optimizer, recipe.lr, total_steps=steps, pct_start=rise, cycle_momentum=False)
 
 
 class ClassificationTask(pl.LightningModule):
@@ -285,7 +285,8 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
 
     Returns:
         The run; its model is in eval mode on the CPU, with the weights of the best validation accuracy, or the last
-        ones where there is no validation part. The test part is not touched.
+        ones where there is no validation part. The test part is not touched, but to say at the end what a retrofit
+        (``init_from``) changed.
 
     Raises:
         InvalidInputError: a setting out of its range.
@@ -310,13 +311,14 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     if is_main:
         _require_free(directory, recipe, resume)
     if (directory / METRICS_FILE).is_file():
-        return _open(directory)
+        return _open(directory, recipe)
     source = source or load_source(recipe.data, recipe.image_size, recipe.val_fraction, recipe.seed)
     _require_enough(source, recipe.devices)
     pl.seed_everything(recipe.seed, verbose=False)
     preprocessing = Preprocessing(recipe.image_size, recipe.resize or recipe.image_size, recipe.mean, recipe.std)
     model = build(_model_config(recipe, source, preprocessing), recipe.model.pretrained)
     model.check_images(torch.empty(1, 3, recipe.image_size, recipe.image_size))
+    before = start_from(model, recipe.init_from) if recipe.init_from else None
     data = ImageData(source, preprocessing, recipe.batch_size, recipe.augmentation, recipe.seed, recipe.workers)
     task = ClassificationTask(model, recipe)
     if is_main:
@@ -335,9 +337,13 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
         finally:
             progress.close()
     if trainer.is_global_zero:
-        _finish(directory, task, trainer, best)
+        metrics = _choose_weights(directory, task, trainer, best)
+        if before is not None:
+            metrics["retrofit"] = compare_with(before, model, source.test)
+        model.save_pretrained(directory)
+        write_json(directory / METRICS_FILE, metrics)
     trainer.strategy.barrier()
-    return _open(directory, trainer.is_global_zero)
+    return _open(directory, recipe, trainer.is_global_zero)
 
 
 def _model_config(recipe: Recipe, source: Source, preprocessing: Preprocessing) -> ModelConfig:
@@ -398,6 +404,8 @@ def _set_modes(model: PlainClassifier, recipe: Recipe) -> None:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval().requires_grad_(False)
+    if recipe.freeze == "backbone":
+        freeze_backbone(model)
 
 
 def _trainer(recipe: Recipe, directory: Path, validated: bool) -> tuple[pl.Trainer, ModelCheckpoint, TrainingProgress]:
@@ -450,8 +458,10 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _finish(directory: Path, task: ClassificationTask, trainer: pl.Trainer, best: ModelCheckpoint) -> None:
-    """Write config.json and model.safetensors from the best or last weights, and metrics.json last of all."""
+def _choose_weights(
+    directory: Path, task: ClassificationTask, trainer: pl.Trainer, best: ModelCheckpoint
+) -> dict[str, Any]:
+    """Give the model its best or last weights and the facts of its training; returns what metrics.json tells."""
     model, recipe = task.model, task.recipe
     curves = read_curves(directory)
     chosen = len(curves) - 1
@@ -482,9 +492,10 @@ def _finish(directory: Path, task: ClassificationTask, trainer: pl.Trainer, best
         "torch": torch.__version__,
         **{key: metrics[key] for key in ("chosen_epoch", "training_seconds")},
     }
-    model.save_pretrained(directory)
-    write_json(directory / METRICS_FILE, metrics)
+    return metrics
 
 
-def _open(directory: Path, is_main: bool = True) -> Run:
-    return Run(directory, load(directory), read_record(directory / METRICS_FILE), is_main)
+def _open(directory: Path, recipe: Recipe, is_main: bool = True) -> Run:
+    name = recipe.model.backbone
+    model = load(directory, name if is_factory_name(name) else None)
+    return Run(directory, model, read_record(directory / METRICS_FILE), is_main)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lficam.contract import Preprocessing
 from lficam.data import pictures
-from lficam.data.pictures import PictureFiles
+from lficam.data.pictures import OnDemand
 from lficam.data.sources import load_source
 from lficam.errors import DataError, InvalidInputError, UnknownNameError
 
@@ -90,7 +90,7 @@ def test_a_set_too_large_for_memory_stays_on_disk(tmp_path, monkeypatch):
     expected = load(tmp_path, val_fraction=0.2)
     monkeypatch.setattr(pictures, "IN_MEMORY_BYTES", 1000)
     source = load(tmp_path, val_fraction=0.2)
-    assert isinstance(source.train.images, PictureFiles)
+    assert isinstance(source.train.images, OnDemand)
     assert source.train.names == expected.train.names
     preprocessing = Preprocessing(16, 16)
     found = source.train.prepare_all(preprocessing).prepared([3, 1], preprocessing)

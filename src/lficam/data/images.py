@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from lficam.errors import DataError
@@ -13,6 +13,7 @@ from lficam.errors import DataError
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 PIXEL_LIMIT = 50_000_000
+_FIRST_LYING_ORIENTATION = 5  # EXIF's 5 to 8 swap height and width
 
 
 def is_image_name(path: Path) -> bool:
@@ -59,6 +60,57 @@ def _decode(path: Path) -> Image.Image:
         raise DataError(f"{path}: not a picture in one of the formats {', '.join(FORMATS)}.") from error
     except Exception as error:  # Pillow raises many kinds on broken files (OSError, SyntaxError, ValueError, ...)
         raise DataError(f"{path}: unreadable picture ({error}).") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(H, W) of the picture that `read_image` gives, from the file's header alone.
+
+    Raises:
+        DataError: a header that cannot be read.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            lying = image.getexif().get(ExifTags.Base.Orientation, 1) >= _FIRST_LYING_ORIENTATION
+            return (image.width, image.height) if lying else (image.height, image.width)
+    except Exception as error:  # Pillow raises many kinds on broken files
+        raise DataError(f"{path}: unreadable picture ({error}).") from error
+
+
+def to_pixels(picture: Image.Image | np.ndarray | Tensor) -> Tensor:
+    """A picture from memory as `read_image` gives one from a file.
+
+    Args:
+        picture: a PIL image; an array (H, W) or (H, W, 3 or 4), channels last; or a tensor (1 or 3, H, W), channels
+            first. uint8, uint16, or floats in [0, 1].
+
+    Returns:
+        (3, H, W) uint8, RGB.
+
+    Raises:
+        DataError: another shape or type, NaN or infinite pixels.
+
+    >>> to_pixels(np.ones((2, 2))).unique().tolist()
+    [255]
+    """
+    if isinstance(picture, Tensor):
+        picture = picture.detach().cpu().movedim(0, -1).numpy() if picture.ndim == 3 else picture.numpy()
+    if isinstance(picture, np.ndarray):
+        picture = _image_of(picture)
+    if not isinstance(picture, Image.Image):
+        raise DataError(f"picture: expected a path, a PIL image, an array or a tensor, got {type(picture).__name__}.")
+    rgb = to_rgb(ImageOps.exif_transpose(picture), "picture")
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+
+
+def _image_of(pixels: np.ndarray) -> Image.Image:
+    shape = pixels.shape
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
+        raise DataError(f"picture: expected an array (H, W) or (H, W, 3) or a tensor (3, H, W), got {shape}.")
+    if pixels.dtype != np.uint8:
+        if not np.issubdtype(pixels.dtype, np.number):
+            raise DataError(f"picture: expected numbers, got {pixels.dtype}.")
+        pixels = _to_bytes(pixels, "picture")
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and shape[2] == 1 else pixels)
 
 
 def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:

@@ -1,16 +1,17 @@
 """A labelled set of pictures, in memory or on disk, with the objects it knows of."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from lficam.contract import Preprocessing
-from lficam.data.images import read_image
+from lficam.data.images import image_size, read_image
 from lficam.data.transforms import prepare
 from lficam.errors import DataError
 from lficam.progress import track
@@ -19,17 +20,25 @@ IN_MEMORY_BYTES = 2 * 2**30
 _PROGRESS_FROM = 2_000
 
 
-class PictureFiles(Sequence[Tensor]):
-    """Pictures decoded each time they are asked for: what a set too large for memory is."""
+class OnDemand(Sequence[Tensor]):
+    """Tensors made from items each time they are asked for, such as pictures of a set too large for memory.
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
+    >>> len(OnDemand([Path("a.png")], read_image))
+    1
+    """
+
+    def __init__(self, items: Iterable[Any], make: Callable[[Any], Tensor]) -> None:
+        self.items, self.make = list(items), make
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.items)
 
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
-        return read_image(self.paths[index])
+        return self.make(self.items[index])
+
+    def select(self, indices: Sequence[int]) -> "OnDemand":
+        """Those at ``indices``, in that order."""
+        return OnDemand([self.items[i] for i in indices], self.make)
 
 
 @dataclass
@@ -41,9 +50,10 @@ class Pictures:
         labels: (N,) int64.
         class_names: C names.
         names: one name a picture, for people.
-        boxes: (N, D, 4) float, the D objects of each picture as (x1, y1, x2, y2) in pixels, x2 and y2 exclusive; NaN
-            where an object is missing. None where the set knows no objects.
-        masks: (N, D, H, W) bool, the objects' pixels; None where the set knows none.
+        boxes: (N, D, 4) float, the D objects of each picture as (x1, y1, x2, y2) in its own pixels, x2 and y2
+            exclusive; or (N, D, I, 4) where an object may have I instances. NaN where one is missing. None where the
+            set knows no objects.
+        masks: (D, H, W) bool each, the objects' pixels; None where the set knows none.
         object_labels: (N, D) int64, -1 where an object is missing.
         mark_boxes: (N, 4) float, a planted mark that is no object, NaN where it is missing; None where there are none.
         mark_labels: (N,) int64, the class that the mark's place stands for, -1 where it is missing.
@@ -55,7 +65,7 @@ class Pictures:
     class_names: list[str]
     names: list[str]
     boxes: Tensor | None = None
-    masks: Tensor | None = None
+    masks: Sequence[Tensor] | Tensor | None = None
     object_labels: Tensor | None = None
     mark_boxes: Tensor | None = None
     mark_labels: Tensor | None = None
@@ -67,19 +77,33 @@ class Pictures:
     def select(self, indices: Tensor) -> "Pictures":
         """The pictures at ``indices``, in that order."""
         chosen = indices.tolist()
-        images: Sequence[Tensor] | Tensor
-        if isinstance(self.images, Tensor):
-            images = self.images[indices]
-        elif isinstance(self.images, PictureFiles):
-            images = PictureFiles([self.images.paths[i] for i in chosen])
-        else:
-            images = [self.images[i] for i in chosen]
-        of_each = {
-            field: None if getattr(self, field) is None else getattr(self, field)[indices]
-            for field in ("boxes", "masks", "object_labels", "mark_boxes", "mark_labels", "groups")
+        of_each: dict[str, Any] = {
+            field: None if getattr(self, field) is None else _chosen(getattr(self, field), indices)
+            for field in ("masks", "boxes", "object_labels", "mark_boxes", "mark_labels", "groups")
         }
         names = [self.names[i] for i in chosen]
-        return Pictures(images, self.labels[indices], self.class_names, names, **of_each)
+        return Pictures(_chosen(self.images, indices), self.labels[indices], self.class_names, names, **of_each)
+
+    def seen_boxes(self, boxes: Tensor, preprocessing: Preprocessing) -> Tensor:
+        """Boxes (N, ..., 4) in the pictures' own pixels to those of the network's input.
+
+        What the centre crop cuts away is cut away; NaN where nothing is left.
+        """
+        crops = torch.tensor([preprocessing.crop_box(*self.size(i)) for i in range(len(self))])
+        corner, opposite = crops.view(len(self), *[1] * (boxes.ndim - 2), 4).split(2, dim=-1)
+        scale = preprocessing.size / (opposite - corner)
+        seen = ((boxes - torch.cat((corner, corner), dim=-1)) * torch.cat((scale, scale), dim=-1)).clamp(
+            0, preprocessing.size
+        )
+        empty = (seen[..., 2:] <= seen[..., :2]).any(dim=-1, keepdim=True)
+        return seen.masked_fill(empty, torch.nan)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(H, W) of a picture in its own pixels."""
+        if isinstance(self.images, OnDemand):
+            return image_size(self.images.items[index])
+        height, width = self.images[index].shape[-2:]
+        return height, width
 
     def prepared(self, indices: Sequence[int], preprocessing: Preprocessing) -> Tensor:
         """Some pictures as the network sees them but for normalisation, (n, 3, size, size) uint8."""
@@ -89,20 +113,32 @@ class Pictures:
         return torch.stack([prepare(self.images[i], preprocessing) for i in indices])
 
     def prepare_all(self, preprocessing: Preprocessing) -> "Pictures":
-        """The same set with every picture prepared once and kept; one too large for memory stays on disk.
+        """The same set with every picture prepared once and kept, for training; one too large for memory stays on disk.
 
-        Boxes and masks are in the picture's own pixels and would not fit any more, so a set that has them must already
-        have the network's size.
+        Boxes and masks would not fit any more, and are left out.
         """
-        if isinstance(self.images, PictureFiles):
+        if isinstance(self.images, OnDemand):
             return self
-        return replace(self, images=self.prepared(range(len(self)), preprocessing))
+        return Pictures(
+            self.prepared(range(len(self)), preprocessing),
+            self.labels,
+            self.class_names,
+            self.names,
+            groups=self.groups,
+        )
 
     def batches(self, preprocessing: Preprocessing, size: int) -> Iterator[tuple[Tensor, slice]]:
         """Prepared batches in order, each with the slice of the set that it is."""
         for start in range(0, len(self), size):
             part = slice(start, min(start + size, len(self)))
             yield self.prepared(range(part.start, part.stop), preprocessing), part
+
+
+def _chosen(values: Sequence[Tensor] | Tensor, indices: Tensor) -> Sequence[Tensor] | Tensor:
+    if isinstance(values, Tensor):
+        return values[indices]
+    chosen = indices.tolist()
+    return values.select(chosen) if isinstance(values, OnDemand) else [values[i] for i in chosen]
 
 
 def read_files(paths: Sequence[Path], description: str) -> Sequence[Tensor] | Tensor:
@@ -112,7 +148,7 @@ def read_files(paths: Sequence[Path], description: str) -> Sequence[Tensor] | Te
         DataError: unreadable files; the first ones are named.
     """
     if _decoded_bytes(paths) > IN_MEMORY_BYTES:
-        return PictureFiles(paths)
+        return OnDemand(paths, read_image)
     with ThreadPoolExecutor() as pool:
         reading: Iterable[Tensor | DataError] = pool.map(_read_or_error, paths)
         if len(paths) >= _PROGRESS_FROM:

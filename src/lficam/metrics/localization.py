@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torchvision.ops import box_area
 
 from lficam.errors import InvalidInputError
 
@@ -34,14 +33,14 @@ def points_into(maps: Tensor, boxes: Tensor) -> Tensor:
 
     Args:
         maps: (N, 1, H, W).
-        boxes: (N, 4) in the maps' pixels.
+        boxes: (N, 4) in the maps' pixels, or (N, I, 4): the peak may lie in any of I.
 
     >>> points_into(torch.tensor([[[[0.0, 0.2], [0.9, 0.1]]]]), torch.tensor([[0.0, 1.0, 1.0, 2.0]])).tolist()
     [True]
     """
-    x, y = peaks(maps).unbind(1)
-    x1, y1, x2, y2 = _check_boxes(boxes, maps).unbind(1)
-    inside = (x >= x1) & (x < x2) & (y >= y1) & (y < y2)
+    x, y = peaks(maps).unsqueeze(1).unbind(2)
+    x1, y1, x2, y2 = _check_boxes(boxes, maps).unbind(2)
+    inside = ((x >= x1) & (x < x2) & (y >= y1) & (y < y2)).any(dim=1)
     return inside & (maps.amax(dim=(1, 2, 3)) > maps.amin(dim=(1, 2, 3)))
 
 
@@ -74,18 +73,25 @@ def region_boxes(maps: Tensor, threshold: float = 0.5) -> Tensor:
 def region_iou(maps: Tensor, boxes: Tensor, threshold: float = 0.5) -> Tensor:
     """Intersection over union of each map's `region_boxes` and its box, (N,); 0 where the box is missing (NaN).
 
+    Of boxes (N, I, 4) the one that fits best counts.
+
     >>> region_iou(torch.tensor([[[[0.0, 0.6], [0.0, 1.0]]]]), torch.tensor([[0.0, 0.0, 2.0, 2.0]])).tolist()
     [0.5]
     """
     boxes = _check_boxes(boxes, maps)
-    found = region_boxes(maps, threshold).to(boxes)
-    corner, opposite = torch.maximum(found[:, :2], boxes[:, :2]), torch.minimum(found[:, 2:], boxes[:, 2:])
-    shared = (opposite - corner).clamp(min=0).prod(dim=1)
-    return (shared / (box_area(found) + box_area(boxes) - shared)).nan_to_num(0.0)
+    found = region_boxes(maps, threshold).to(boxes).unsqueeze(1)
+    corner, opposite = torch.maximum(found[..., :2], boxes[..., :2]), torch.minimum(found[..., 2:], boxes[..., 2:])
+    shared = (opposite - corner).clamp(min=0).prod(dim=2)
+    union = _area(found) + _area(boxes) - shared
+    return (shared / union).nan_to_num(0.0).amax(dim=1)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
 
 
 def widened(boxes: Tensor, margin: float) -> Tensor:
-    """Boxes (N, 4) with ``margin`` pixels more on every side; they may leave the picture.
+    """Boxes (..., 4) with ``margin`` pixels more on every side; they may leave the picture.
 
     >>> widened(torch.tensor([[4.0, 4.0, 6.0, 6.0]]), 2).tolist()
     [[2.0, 2.0, 8.0, 8.0]]
@@ -115,6 +121,9 @@ def _check_maps(maps: Tensor) -> None:
 
 
 def _check_boxes(boxes: Tensor, maps: Tensor) -> Tensor:
-    if tuple(boxes.shape) != (len(maps), 4):
-        raise InvalidInputError(f"boxes: expected ({len(maps)}, 4), one a map, got {tuple(boxes.shape)}.")
-    return boxes.to(maps.device, torch.float32)
+    """(N, I, 4)."""
+    if boxes.ndim not in (2, 3) or len(boxes) != len(maps) or boxes.shape[-1] != 4:
+        raise InvalidInputError(
+            f"boxes: expected ({len(maps)}, 4) or ({len(maps)}, I, 4), one or some a map, got {tuple(boxes.shape)}."
+        )
+    return boxes.to(maps.device, torch.float32).view(len(maps), -1, 4)

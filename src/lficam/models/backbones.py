@@ -11,6 +11,8 @@ from torch import nn
 from lficam.contract import in_eval_mode
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.models import cifar, paper_resnet
+from lficam.models.cut import Cut
+from lficam.models.wrapped import WrappedBackbone, is_factory_name, wrapped_factory
 
 # An nn.Module with timm's forward_features, forward_head, num_features, feature_info and get_classifier, which
 # nn.Module's own types do not know.
@@ -32,7 +34,8 @@ def create_backbone(
     """A trunk by timm's name, with ``num_classes`` outputs.
 
     Args:
-        name: of our own or any of timm's convolutional networks.
+        name: of our own, any of timm's convolutional networks, or ``module:factory`` for one of the user's, whose
+            arguments may hold ``features``, its last stage, and ``image_size``.
         num_classes: C.
         arguments: of the trunk, such as ``{"output_stride": 16}`` for a 14 x 14 grid at 224 pixels.
         pretrained: timm's weights, downloaded from its hub.
@@ -44,6 +47,10 @@ def create_backbone(
     >>> create_backbone("cifar_resnet20", 10).num_features, create_backbone("resnet18", 10).num_features
     (64, 512)
     """
+    if is_factory_name(name):
+        if pretrained:
+            raise InvalidInputError(f"pretrained: {name} is the user's own; let it load its weights itself.")
+        return wrapped_factory(name, num_classes, arguments or {})
     if not timm.is_model(name):
         nearest = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise UnknownNameError("backbone", name, [*nearest, *own_backbones()])
@@ -87,7 +94,7 @@ def layers_before_logits(backbone: Backbone) -> list[str]:
         for name, layer in backbone.named_modules()
         if not list(layer.children()) and not isinstance(layer, _PASSES_THROUGH)
     ]
-    size = 2 * reduction(backbone)
+    size = getattr(backbone, "image_size", 2 * reduction(backbone))
     weight = next(backbone.parameters())
     try:
         with torch.no_grad(), in_eval_mode(backbone):
@@ -108,6 +115,23 @@ def pre_pool(backbone: Backbone) -> nn.Module:
 def reduction(backbone: Backbone) -> int:
     """Pixels of the image to one cell of the last map's grid, along a side."""
     return backbone.feature_info[-1]["reduction"]
+
+
+def cut_at(backbone: Backbone, stage: str) -> Cut:
+    """The way from images to the last map in two parts, cut behind a stage; `cut_network` is what it runs on.
+
+    Raises:
+        UnknownNameError: no such stage; those that exist are listed.
+        InvalidInputError: a trunk that `torch.fx` cannot cut there.
+    """
+    if isinstance(backbone, WrappedBackbone):
+        return backbone.cut_at(stage)
+    return Cut(backbone, stage, method="forward_features")
+
+
+def cut_network(backbone: Backbone) -> nn.Module:
+    """The network that the parts of `cut_at` take."""
+    return backbone.network if isinstance(backbone, WrappedBackbone) else backbone
 
 
 def split_last_stage(backbone: Backbone) -> tuple[nn.Sequential, nn.Module]:

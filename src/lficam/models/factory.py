@@ -1,17 +1,20 @@
 """One door to every model: `create_model` for a new one, `load` for a trained one."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lficam.contract import ModelConfig
+from torch import nn
+
+from lficam.contract import ModelConfig, Preprocessing
 from lficam.errors import InvalidInputError, RunError, UnknownNameError
 from lficam.models import hub
 from lficam.models.abn import ABNClassifier
 from lficam.models.backbones import Backbone, create_backbone
 from lficam.models.lfi import LFIClassifier
 from lficam.models.plain import PlainClassifier
+from lficam.models.wrapped import Function, WrappedBackbone, is_factory_name, wrapped_factory
 
 _METHODS: dict[str, Callable[[Backbone, ModelConfig], PlainClassifier]] = {
     "plain": lambda backbone, config: PlainClassifier(backbone, **config.options),
@@ -20,14 +23,18 @@ _METHODS: dict[str, Callable[[Backbone, ModelConfig], PlainClassifier]] = {
 }
 
 
-def build(config: ModelConfig, pretrained: bool = False) -> PlainClassifier:
-    """A model from its configuration, which stays with it as ``model.config``; random weights unless ``pretrained``."""
+def build(config: ModelConfig, pretrained: bool = False, backbone: Backbone | None = None) -> PlainClassifier:
+    """A model from its configuration, which stays with it as ``model.config``; random weights unless ``pretrained``.
+
+    A ``backbone`` that exists already is taken as it is.
+    """
     if config.method not in _METHODS:
         raise UnknownNameError("method", config.method, _METHODS)
     if config.num_classes < 2:
         raise InvalidInputError(f"num_classes: expected at least 2, got {config.num_classes}.")
     try:
-        backbone = create_backbone(config.backbone, config.num_classes, config.backbone_args, pretrained)
+        if backbone is None:
+            backbone = create_backbone(config.backbone, config.num_classes, config.backbone_args, pretrained)
         model = _METHODS[config.method](backbone, config)
     except TypeError as error:
         options = ", ".join(config.options)
@@ -62,13 +69,14 @@ def create_model(
     """A classifier that explains itself, in training mode (as every new `torch.nn.Module`).
 
     Args:
-        backbone: name of the trunk: any of timm's convolutional networks, or one that lficam adds to them.
+        backbone: name of the trunk: any of timm's convolutional networks, one that lficam adds to them, or
+            ``module:factory`` for one of the user's own.
         method: ``plain``, ``lfi`` or ``abn``.
         num_classes: C, at least 2.
         backbone_args: arguments of the trunk, such as ``{"block": "bottleneck"}``, or ``{"output_stride": 16}`` for a
             14 x 14 grid at 224 pixels.
         pretrained: the trunk starts from timm's weights, which are downloaded; what the method adds is random.
-        options: of the method; ``lfi`` takes ``fin`` and ``importance``.
+        options: of the method; ``lfi`` takes ``fin``, ``importance`` and ``attend_at``.
 
     Raises:
         UnknownNameError: no such backbone, method, fin or importance.
@@ -90,8 +98,78 @@ def create_model(
     )
 
 
-def load(directory: str | Path) -> PlainClassifier:
+def wrap(
+    classifier: nn.Module,
+    features: str | Function,
+    head: Function | None = None,
+    method: str = "plain",
+    image_size: int = 224,
+    class_names: Sequence[str] = (),
+    preprocessing: Preprocessing | None = None,
+    **options: Any,
+) -> PlainClassifier:
+    """A classifier of one's own behind the contract; with method ``plain`` its answers stay what they were to the bit.
+
+    Evidence, CAM and Grad-CAM are there at once. ``lfi`` adds a Feature Importance Network with random weights, which
+    wants training. The classifier itself is not copied, and keeps the mode of each of its layers.
+
+    Args:
+        classifier: images (N, 3, H, W) to logits (N, C).
+        features: the stage that gives the last map before pooling, such as ``layer4``: a layer of ``named_modules`` or
+            a step of the forward function, cut with `torch.fx`; or a function from images to that map (N, K, h, w).
+        head: with a function for ``features``, the one from that map to the logits.
+        method: ``plain`` or ``lfi`` (``abn`` copies the last stage of a ResNet that timm or lficam made).
+        image_size: side in pixels of a picture that the classifier takes.
+        class_names: C names, or none.
+        preprocessing: what pictures pass before the classifier; `lficam.explain_images` needs it.
+        options: of the method.
+
+    Raises:
+        UnknownNameError: no such stage; those that exist are listed.
+        InvalidInputError: what cannot be cut (two functions are asked for instead), an output that is not (N, C).
+
+    >>> import torch, torchvision
+    >>> classifier = torchvision.models.resnet18(num_classes=5).eval()
+    >>> model, images = wrap(classifier, features="layer4", image_size=64), torch.rand(2, 3, 64, 64)
+    >>> torch.equal(model(images), classifier(images)), model.explain(images, class_idx=3).evidence.shape
+    (True, torch.Size([2, 1, 2, 2]))
+    """
+    backbone = WrappedBackbone(classifier, features, head, image_size)
+    if class_names and len(class_names) != backbone.num_classes:
+        raise InvalidInputError(f"class_names: expected {backbone.num_classes} names, got {len(class_names)}.")
+    stage = {"features": features} if isinstance(features, str) else {}
+    kind = type(classifier)
+    config = ModelConfig(
+        backbone=f"{kind.__module__}:{kind.__qualname__}",
+        backbone_args={**stage, "image_size": image_size},
+        method=method,
+        options=options,
+        num_classes=backbone.num_classes,
+        class_names=list(class_names),
+        preprocessing=preprocessing,
+    )
+    model = build(config, backbone=backbone)
+    for module in model.modules():
+        if module not in set(classifier.modules()):
+            module.training = classifier.training
+    return model
+
+
+def load(
+    directory: str | Path,
+    model: nn.Module | str | None = None,
+    features: Function | None = None,
+    head: Function | None = None,
+) -> PlainClassifier:
     """A trained model from its run directory or from what `save_pretrained` wrote, on the CPU, in eval mode.
+
+    Args:
+        directory: of the run.
+        model: where the run's trunk is the user's own code, a network of that kind (its weights are overwritten), or
+            ``module:factory``, which is imported and run. Never taken from the run itself: loading runs no code that
+            the caller did not name.
+        features: the function that it was wrapped with, if it was one.
+        head: likewise.
 
     Raises:
         RunError: no run there, a damaged file, or weights that do not match their checksum or their configuration.
@@ -104,8 +182,35 @@ def load(directory: str | Path) -> PlainClassifier:
     """
     values, state = hub.read(directory)
     try:
-        model = build(ModelConfig.from_dict(values))
-        model.load_state_dict(state)
+        config = ModelConfig.from_dict(values)
+        loaded = build(config, backbone=_given_backbone(config, model, features, head))
+        loaded.load_state_dict(state)
     except (KeyError, TypeError, RuntimeError) as error:
         raise RunError(f"run: {directory} holds weights or settings of another model: {error}.") from error
-    return model.eval()
+    return loaded.eval()
+
+
+def _given_backbone(
+    config: ModelConfig, model: nn.Module | str | None, features: Function | None, head: Function | None
+) -> Backbone | None:
+    """The trunk that only the caller can give; None where lficam makes it."""
+    if not is_factory_name(config.backbone):
+        if model is not None:
+            raise InvalidInputError(
+                f"model: the run's trunk is {config.backbone}, which lficam makes itself; give none."
+            )
+        return None
+    if model is None:
+        raise RunError(
+            f"run: its trunk is code of its author, {config.backbone}, which is not run unasked; give it as model= "
+            "(on the command line --model MODULE:FACTORY)."
+        )
+    if isinstance(model, str):
+        return wrapped_factory(model, config.num_classes, config.backbone_args)
+    image_size, stage = config.backbone_args["image_size"], config.backbone_args.get("features", features)
+    if stage is None:
+        raise InvalidInputError("features: the run's trunk was given as two functions; give features= and head= again.")
+    backbone = WrappedBackbone(model, stage, head, image_size)
+    if backbone.num_classes != config.num_classes:
+        raise InvalidInputError(f"model: it has {backbone.num_classes} classes, the run {config.num_classes}.")
+    return backbone

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from lficam import functional as LF
-from lficam.models.backbones import Backbone
+from lficam.contract import ClassIndex, Prediction
+from lficam.models.backbones import Backbone, cut_at, cut_network
 from lficam.models.fin import FeatureImportanceNetwork, FinName, ImportanceName
 from lficam.models.plain import Attended, PlainClassifier
 
@@ -19,6 +20,10 @@ class LFIClassifier(PlainClassifier):
         fin: the layers of the Feature Importance Network; ``uniform`` is no network at all, w = 1/K: the baseline
             that every result is held against.
         importance: ``softmax`` or ``scores``, see `FeatureImportanceNetwork`.
+        attend_at: the stage whose features the map amplifies (section 3.3: "can be applied to the feature map from any
+            convolutional layer"), such as ``layer3``; None: the last map, from which the attention always comes. What
+            lies behind the stage then runs twice, first without and then with the attention: it costs as much again,
+            and in training its batch norms see both passes, so that their running statistics are a mean of the two.
 
     >>> import lficam
     >>> model = lficam.create_model("cifar_resnet20", method="lfi").eval()
@@ -27,23 +32,60 @@ class LFIClassifier(PlainClassifier):
     (torch.Size([2, 1, 8, 8]), torch.Size([2, 64]))
     """
 
-    def __init__(self, backbone: Backbone, fin: FinName = "conv3x3", importance: ImportanceName = "softmax") -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        fin: FinName = "conv3x3",
+        importance: ImportanceName = "softmax",
+        attend_at: str | None = None,
+    ) -> None:
         super().__init__(backbone)
+        self._attend_at = attend_at
+        self._cut = cut_at(backbone, attend_at) if attend_at else None
         uniform = fin == "uniform"
         self.fin = None if uniform else FeatureImportanceNetwork(backbone.num_features, fin, importance)
 
     def with_uniform_importance(self) -> "LFIClassifier":
         """The same weights with w = 1/K in place of the FIN: a control. It shares this model's trunk and its mode."""
-        control = LFIClassifier(self.backbone, fin="uniform")
+        control = LFIClassifier(self.backbone, fin="uniform", attend_at=self._attend_at)
         control.config = self.config
         control.training = self.training
         return control
 
     def attend(self, features: Tensor, images: Tensor) -> Attended:
-        """Equations 5 to 10: importance, attention map, amplified features."""
-        importance = self._importance(features, images)
-        attention = LF.min_max(LF.class_activation_map(features, importance))
+        """Equations 5 to 10: importance, attention map, amplified features; nothing more to do behind `attend_at`."""
+        if self._cut is not None:
+            return Attended(features)
+        attention, importance = self._attention(features, images)
         return Attended(LF.attend(features, attention), attention, importance)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) to the last map (N, K, h, w); with `attend_at` attended on the way."""
+        return super().forward_features(images) if self._cut is None else self._perceive(images).features
+
+    def explain(self, images: Tensor, class_idx: ClassIndex = None) -> Prediction:
+        """As `PlainClassifier.explain`; the attention lies on the grid of the last map, wherever it acts."""
+        if self._cut is None:
+            return super().explain(images, class_idx)
+        features, attention, importance = self._perceive(images)
+        logits, evidence = self._answer(features, class_idx)
+        return Prediction(logits, attention, evidence, importance)
+
+    def _perceive(self, images: Tensor) -> Attended:
+        """Section 3.3: the map of the last layer, resized, on an earlier one; then the rest of the trunk again."""
+        assert self._cut is not None
+        self.check_images(images)
+        network = cut_network(self.backbone)
+        early = self._cut.run(0, network, images)
+        attention, importance = self._attention(self._cut.run(1, network, early), images)
+        resized = LF.upsample(attention, (early.shape[-2], early.shape[-1]))
+        attended = LF.attend(early, resized).to(early.dtype)
+        return Attended(self._cut.run(1, network, attended), attention, importance)
+
+    def _attention(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Equations 5 to 9: the map (N, 1, h, w), min-max normalised, and the weights (N, K) that made it."""
+        importance = self._importance(features, images)
+        return LF.min_max(LF.class_activation_map(features, importance)), importance
 
     def _importance(self, features: Tensor, images: Tensor) -> Tensor:
         if self.fin is None:

@@ -1,5 +1,6 @@
 """A trunk behind the contract, without attention: the plain CNN, and what LFI-CAM and ABN have in common with it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from lficam.contract import ClassIndex, ModelConfig, Prediction, check_images, r
 from lficam.errors import InvalidInputError
 from lficam.models import hub
 from lficam.models.backbones import Backbone, layers_before_logits, linear_head, pre_pool, reduction
+from lficam.models.wrapped import WrappedBackbone
+from lficam.predict import Explanation, Picture, predict
 
 
 class Attended(NamedTuple):
@@ -49,6 +52,22 @@ class PlainClassifier(nn.Module):
             The directory.
         """
         return hub.write(directory, self.config.to_dict(), self.state_dict())
+
+    def predict(
+        self, pictures: Picture | Sequence[Picture], class_name: str | None = None, batch_size: int = 32
+    ) -> Explanation | list[Explanation]:
+        """Label, probabilities and maps of pictures, in their own pixels: `lficam.predict.predict`.
+
+        >>> import lficam
+        >>> from PIL import Image
+        >>> model = lficam.create_model("cifar_resnet20", num_classes=2)
+        >>> model.config.class_names = ["cat", "dog"]
+        >>> model.config.preprocessing = lficam.Preprocessing(size=32, resize=32)
+        >>> explanation = model.predict(Image.new("RGB", (64, 48)))
+        >>> explanation.label in ("cat", "dog"), explanation.on_picture(explanation.evidence).shape
+        (True, torch.Size([1, 48, 64]))
+        """
+        return predict(self, pictures, class_name, batch_size)
 
     @property
     def linear_head(self) -> nn.Linear | None:
@@ -137,4 +156,7 @@ class PlainClassifier(nn.Module):
         head = self.linear_head
         if head is None:
             return self.backbone.forward_head(pooled.to(next(self.backbone.parameters()).dtype))
+        if isinstance(self.backbone, WrappedBackbone):
+            # Its own head, so that its answer stays what it was to the last bit; outside autocast as all heads are.
+            return LF.full_precision(lambda wide: self.backbone.forward_head(wide.to(head.weight.dtype)))(pooled)
         return LF.linear_logits(pooled, head.weight, head.bias)

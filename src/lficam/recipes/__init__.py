@@ -17,24 +17,30 @@ class ModelOptions:
     """Which model.
 
     Args:
-        backbone: name of the trunk.
+        backbone: name of the trunk, or module:factory for one of your own.
         method: plain CNN, LFI-CAM or Attention Branch Network.
         fin: layers of LFI-CAM's Feature Importance Network; uniform is none, w = 1/K.
         importance: LFI-CAM's weights: softmax of the FIN's scores, or the scores.
+        attend_at: the stage that LFI-CAM's map amplifies, such as layer3; empty is the last map.
         pretrained: start the trunk from timm's weights, which are downloaded.
-        backbone_args: arguments of the trunk, such as {block: bottleneck} or {output_stride: 16}.
+        backbone_args: arguments of the trunk, such as {block: bottleneck}, {output_stride: 16} or, for your own,
+            {features: layer4}.
     """
 
     backbone: str = "cifar_resnet20"
     method: Literal["plain", "lfi", "abn"] = "lfi"
     fin: Literal["conv3x3", "conv3x3_relu", "pointwise", "uniform"] = "conv3x3"
     importance: Literal["softmax", "scores"] = "softmax"
+    attend_at: str = ""
     pretrained: bool = False
     backbone_args: dict = field(default_factory=dict)
 
     def method_options(self) -> dict[str, str]:
         """The options that the chosen method takes."""
-        return {"fin": self.fin, "importance": self.importance} if self.method == "lfi" else {}
+        if self.method != "lfi":
+            return {}
+        stage = {"attend_at": self.attend_at} if self.attend_at else {}
+        return {"fin": self.fin, "importance": self.importance, **stage}
 
 
 @dataclass
@@ -55,11 +61,14 @@ class Recipe:
         val_fraction: share of the training part kept for choosing the best epoch; 0 means the last is the best.
         schedule: divide the rate by 10 at 50 and 75 percent of the epochs (the paper's), or one cycle.
         lr: learning rate; the peak of one_cycle.
+        warmup: share of the steps in which the rate of one_cycle rises, in [0, 1).
         momentum: of SGD.
         nesterov: Nesterov's momentum.
         weight_decay: of SGD.
         label_smoothing: of the cross-entropy, in [0, 1).
-        freeze: batch_norm keeps every batch norm as it is, in evaluation mode.
+        init_from: a run whose trunk and head the training starts from; empty is random weights.
+        freeze: batch_norm keeps every batch norm as it is, in evaluation mode; backbone all of the trunk but its last
+            linear layer.
         precision: auto is bfloat16 autocast where the machine has it natively, else float32.
         device: auto, cpu, cuda or mps.
         devices: processes, each on a device of its own.
@@ -79,11 +88,13 @@ class Recipe:
     val_fraction: float = 0.1
     schedule: Literal["step", "one_cycle"] = "one_cycle"
     lr: float = 0.1
+    warmup: float = 0.05
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
-    freeze: Literal["none", "batch_norm"] = "none"
+    init_from: str = ""
+    freeze: Literal["none", "batch_norm", "backbone"] = "none"
     precision: Literal["auto", "32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int = 1
@@ -108,6 +119,7 @@ class Recipe:
             "resize": self.resize == 0 or self.resize >= self.image_size,
             "val_fraction": 0 <= self.val_fraction < 1,
             "lr": self.lr > 0,
+            "warmup": 0 <= self.warmup < 1,
             "momentum": 0 <= self.momentum < 1 and (self.momentum > 0 or not self.nesterov),
             "weight_decay": self.weight_decay >= 0,
             "label_smoothing": 0 <= self.label_smoothing < 1,

@@ -1,0 +1,139 @@
+"""A folder of pictures as a labelled set: folders of classes, or a table of file names; with boxes where known."""
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lficam.data.annotations import ANNOTATIONS_FILE, Objects, read_annotations
+from lficam.data.images import is_image_name
+from lficam.data.pictures import Pictures, read_files
+from lficam.errors import DataError
+
+PARTS = {"train": ("train",), "val": ("val", "validation", "valid", "dev"), "test": ("test",)}
+_TABLES = ("metadata.csv", "metadata.jsonl")
+
+
+@dataclass
+class Listing:
+    """The files of a folder and their labels, before anything is decoded.
+
+    Attributes:
+        root: what the pictures' names are relative to.
+        paths: of N files.
+        labels: (N,) int64.
+        class_names: C names.
+    """
+
+    root: Path
+    paths: list[Path]
+    labels: Tensor
+    class_names: list[str]
+
+    def read(self, indices: Tensor | None = None) -> Pictures:
+        """Decode the pictures, or some of them, with the objects that an ``annotations.json`` beside them tells of."""
+        chosen = list(range(len(self.paths))) if indices is None else indices.tolist()
+        paths, labels = [self.paths[i] for i in chosen], self.labels[chosen]
+        objects = self._objects(paths, labels)
+        names = [str(path.relative_to(self.root)) for path in paths]
+        return Pictures(
+            read_files(paths, self.root.name),
+            labels,
+            self.class_names,
+            names,
+            boxes=objects.boxes if objects else None,
+            masks=objects.masks if objects else None,
+            object_labels=labels.unsqueeze(1) if objects else None,
+        )
+
+    def _objects(self, paths: Sequence[Path], labels: Tensor) -> Objects | None:
+        """Of the nearest ``annotations.json``: in the folder of the part, else at the root."""
+        part = self.root / paths[0].relative_to(self.root).parts[0]
+        for folder in (part, self.root):
+            file = folder / ANNOTATIONS_FILE
+            if file.is_file():
+                relative = [path.relative_to(folder).as_posix() for path in paths]
+                return read_annotations(file, relative, [self.class_names[label] for label in labels.tolist()])
+        return None
+
+
+def part_folders(root: Path) -> dict[str, Path]:
+    """The folders named after parts: ``train``, ``val`` (also ``validation``, ``valid``, ``dev``), ``test``."""
+    found = {part: [root / name for name in names if (root / name).is_dir()] for part, names in PARTS.items()}
+    return {part: folders[0] for part, folders in found.items() if folders}
+
+
+def list_folder(root: Path, folder: Path, class_names: Sequence[str] | None = None) -> Listing:
+    """The image files of a folder, sorted, by its ``metadata.csv`` or ``metadata.jsonl``, else by its class folders.
+
+    Args:
+        root: what names are relative to.
+        folder: at or below it.
+        class_names: of the training part; None: those found here.
+
+    Raises:
+        DataError: fewer than two classes, an empty one, one that ``class_names`` does not have, or a broken table.
+    """
+    table = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
+    rows = None if table is None else _labelled_rows(table)
+    by_class = _by_class_folder(folder) if rows is None else _by_table(rows)
+    names = list(class_names) if class_names else sorted(by_class)
+    if len(names) < 2:
+        found = f"one ({names[0]})" if names else "none"
+        raise DataError(
+            f"data: expected at least two class folders in {folder}, or labels in a metadata.csv, got {found}."
+        )
+    strangers = sorted(set(by_class) - set(names))
+    if strangers:
+        raise DataError(f"data: {folder} has classes that the training folder does not: {', '.join(strangers)}.")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        files = by_class.get(name, [])
+        if not files:
+            raise DataError(f"data: no image files of class {name} in {folder}; add some, or remove it everywhere.")
+        paths += files
+        labels += [label] * len(files)
+    return Listing(root, paths, torch.tensor(labels), names)
+
+
+def _by_class_folder(folder: Path) -> dict[str, list[Path]]:
+    return {
+        path.name: sorted(file for file in path.rglob("*") if file.is_file() and is_image_name(file))
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(".")
+    }
+
+
+def _by_table(rows: Sequence[tuple[Path, str]]) -> dict[str, list[Path]]:
+    by_class: dict[str, list[Path]] = {}
+    for path, label in sorted(rows):
+        by_class.setdefault(label, []).append(path)
+    return by_class
+
+
+def _labelled_rows(table: Path) -> list[tuple[Path, str]] | None:
+    """(file, label) of Hugging Face's table of an image folder; None where it has no labels."""
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows: list[dict[str, Any]] = (
+                list(csv.DictReader(file))
+                if table.suffix == ".csv"
+                else [json.loads(line) for line in file if line.strip()]
+            )
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"data: {table} is no readable table ({error}).") from error
+    if not rows or any("file_name" not in row for row in rows):
+        raise DataError(f"data: {table} needs a column file_name, and label where folders do not tell the class.")
+    if any("label" not in row for row in rows):
+        return None
+    labelled = [(table.parent / row["file_name"], str(row["label"])) for row in rows]
+    missing = [path for path, _ in labelled if not path.is_file()]
+    if missing:
+        raise DataError(f"data: {table} names {missing[0].name}, which is not there ({len(missing)} missing).")
+    return labelled
