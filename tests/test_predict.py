@@ -1,5 +1,6 @@
 """Explanations in the pictures' own pixels."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -89,3 +90,54 @@ def test_a_batch_says_what_single_pictures_say(picture):
 def test_a_model_without_preprocessing_is_refused(picture):
     with pytest.raises(InvalidInputError, match="preprocessing"):
         list(explain_images(lficam.create_model("cifar_resnet20"), [picture]))
+
+
+def test_predict_takes_what_people_have(picture):
+    model = make("lfi")
+    image = Image.open(picture)
+    array = np.array(image)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    forms = [picture, str(picture), image, array, tensor, (array / 255).astype(np.float32), tensor.double() / 255]
+    expected = model.predict(forms[0])
+    assert expected.path == str(picture)
+    for given, found in zip(forms, model.predict(forms), strict=True):
+        assert found.label == expected.label, type(given)
+        torch.testing.assert_close(found.evidence, expected.evidence)
+        assert found.crop == expected.crop
+    grey = model.predict(array[..., 0])
+    assert grey.path == ""
+    assert (grey.image[0] == grey.image[1]).all()
+    assert model.predict(array, class_name="2").label == "2"
+    assert not model.training
+
+
+def test_maps_lie_on_the_pictures_own_pixels(picture):
+    explanation = make("lfi").predict(picture)
+    assert explanation.size == (40, 80)
+    placed = explanation.on_picture(explanation.evidence)
+    assert placed.shape == (1, 40, 80)
+    # The network saw (24, 4) to (56, 36).
+    inside = torch.zeros(40, 80, dtype=torch.bool)
+    inside[4:36, 24:56] = True
+    assert (placed[0][~inside] == 0).all()
+    # Halving a bilinear enlargement by the grid gives the grid's own mean.
+    torch.testing.assert_close(placed[0, 4:36, 24:56].mean(), explanation.evidence.mean(), rtol=1e-2, atol=1e-3)
+    assert placed.flatten().argmax() == placed[0].flatten().argmax()
+    x, y = (int(value) for value in explanation.peak)
+    assert placed[0, y, x] >= 0.98 * placed.max()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (np.zeros((2, 2, 5), np.uint8), r"got \(2, 2, 5\)"),
+        (np.zeros((0, 2), np.uint8), r"got \(0, 2\)"),
+        (np.array([["a"]]), "expected numbers"),
+        (np.full((4, 4), np.nan), "NaN"),
+        (7, "expected a path"),
+        ("absent.png", "no such file"),
+    ],
+)
+def test_what_is_no_picture_says_so(given, message):
+    with pytest.raises(DataError, match=message):
+        make().predict([given])

@@ -54,7 +54,9 @@ def test_the_run_tells_accuracy_before_and_after_and_the_added_time(plain_run, r
 def test_a_frozen_backbone_is_in_eval_mode_but_for_its_last_layer():
     model = create_model("resnet18", "lfi", 3, fin="pointwise").train()
     freeze_backbone(model)
-    learning = {name.split(".")[0] + "." + name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
+    learning = {
+        name.split(".")[0] + "." + name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad
+    }
     assert learning == {"backbone.fc", "fin.layers"}
     assert model.fin.training
     assert not model.backbone.training
@@ -62,7 +64,17 @@ def test_a_frozen_backbone_is_in_eval_mode_but_for_its_last_layer():
 
 
 def test_the_command_line_prints_before_and_after(plain_run, folder, tmp_path, capsys):
-    words = ["train", "--data", f"folder:{folder}", "--out", str(tmp_path / "run"), "--epochs", "1", "--image_size", "16"]
+    words = [
+        "train",
+        "--data",
+        f"folder:{folder}",
+        "--out",
+        str(tmp_path / "run"),
+        "--epochs",
+        "1",
+        "--image_size",
+        "16",
+    ]
     words += ["--val_fraction", "0", "--batch_size", "8", "--init-from", str(plain_run), "--freeze", "backbone"]
     assert main(words) == 0
     assert "before and after, on the test pictures" in capsys.readouterr().out

@@ -1,17 +1,8 @@
-"""Sources by name: folders in every layout, CIFAR from its own archive, and what cannot be used."""
-
-import hashlib
-import pickle
-import tarfile
-import threading
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+"""Folders in every layout, how they are split, and what cannot be used."""
 
 import numpy as np
 import pytest
 import torch
-import torchvision
 from PIL import Image
 
 from lficam.contract import Preprocessing
@@ -155,84 +146,3 @@ def test_missing_folders_and_unknown_names(tmp_path):
         load_source("cifar11")
     with pytest.raises(InvalidInputError, match="val_fraction"):
         load_source("cifar10", val_fraction=1.0)
-
-
-def archive(folder, monkeypatch):
-    """A CIFAR-10 archive of 20 pictures a batch, behind torchvision's own download and its checksums."""
-    inside = folder / "cifar-10-batches-py"
-    inside.mkdir()
-    rng = np.random.default_rng(0)
-    dataset = torchvision.datasets.CIFAR10
-
-    def store(name, content):
-        data = pickle.dumps(content)
-        (inside / name).write_bytes(data)
-        return [name, hashlib.md5(data).hexdigest()]
-
-    def batch():
-        return {"data": rng.integers(0, 256, (20, 3072)).astype(np.uint8), "labels": [i % 10 for i in range(20)]}
-
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    monkeypatch.setattr(dataset, "train_list", [store(name, batch()) for name, _ in dataset.train_list])
-    monkeypatch.setattr(dataset, "test_list", [store(name, batch()) for name, _ in dataset.test_list])
-    filename, md5 = store("batches.meta", {"label_names": names})
-    monkeypatch.setattr(dataset, "meta", {"filename": filename, "key": "label_names", "md5": md5})
-    packed = folder / "cifar.tar.gz"
-    with tarfile.open(packed, "w:gz") as tar:
-        tar.add(inside, inside.name)
-    monkeypatch.setattr(dataset, "tgz_md5", hashlib.md5(packed.read_bytes()).hexdigest())
-
-
-@contextmanager
-def served(folder):
-    """The folder over HTTP on this machine; gives the address."""
-    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-def test_cifar10_is_downloaded_once(tmp_path, monkeypatch):
-    (tmp_path / "site").mkdir()
-    archive(tmp_path / "site", monkeypatch)
-    monkeypatch.setenv("LFICAM_DATA", str(tmp_path / "cache"))
-    with served(tmp_path / "site") as address:
-        monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", f"{address}/cifar.tar.gz")
-        source = load_source("cifar10", val_fraction=0.1)
-    assert (len(source.train), len(source.validation), len(source.test)) == (90, 10, 20)
-    assert source.test.class_names[3] == "cat"
-    assert source.test.images.shape == (20, 3, 32, 32)
-    # The server is gone: this comes from the folder.
-    assert torch.equal(load_source("cifar10").test.images, source.test.images)
-
-
-def test_stl10_is_read_from_its_binary_files(tmp_path, monkeypatch):
-    inside = tmp_path / "stl10_binary"
-    inside.mkdir()
-    rng = np.random.default_rng(0)
-    names = ["airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"]
-    (inside / "class_names.txt").write_text("\n".join(names))
-    (inside / "fold_indices.txt").write_text("0")
-    dataset = torchvision.datasets.STL10
-    lists = {"train_list": [], "test_list": []}
-    for part, count in (("train", 20), ("test", 10)):
-        pixels = rng.integers(0, 256, count * 3 * 96 * 96).astype(np.uint8)
-        labels = (np.arange(count) % 10 + 1).astype(np.uint8)
-        for name, content in ((f"{part}_X.bin", pixels), (f"{part}_y.bin", labels)):
-            (inside / name).write_bytes(content.tobytes())
-            lists[f"{part}_list"].append([name, hashlib.md5(content.tobytes()).hexdigest()])
-    for name, entries in lists.items():
-        monkeypatch.setattr(dataset, name, entries)
-    monkeypatch.setenv("LFICAM_DATA", str(tmp_path))
-    source = load_source("stl10", val_fraction=0)
-    assert source.train.images.shape == (20, 3, 96, 96)
-    assert source.test.labels.tolist() == list(range(10))
-    assert source.test.class_names[9] == "truck"
-
-
-def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setenv("LFICAM_DATA", str(tmp_path))
-    monkeypatch.setattr(torchvision.datasets.CIFAR100, "url", "http://127.0.0.1:1/cifar.tar.gz")
-    with pytest.raises(DataError, match="LFICAM_DATA"):
-        load_source("cifar100")

@@ -1,4 +1,4 @@
-"""Anyone's network behind the contract: its answers to the bit, its evidence at once, and errors that say what to do."""
+"""Anyone's network behind the contract: its answers to the bit, its evidence at once, and errors that help."""
 
 import copy
 
@@ -109,7 +109,7 @@ def test_two_functions_in_place_of_a_stage():
         torch.testing.assert_close(model(images), classifier(images))
     assert model.linear_head is classifier.fc
     assert set(model.state_dict()) == {f"backbone.network.{name}" for name in classifier.state_dict()}
-    with pytest.raises(InvalidInputError, match="attend_at.*two functions"):
+    with pytest.raises(InvalidInputError, match=r"attend_at.*two functions"):
         lficam.wrap(
             classifier, trunk, lambda f: classifier.fc(f.mean((2, 3))), "lfi", 64, fin="uniform", attend_at="layer3"
         )
@@ -142,7 +142,7 @@ def test_saved_and_loaded_with_the_network_given_again(tmp_path):
         loaded = lficam.load(tmp_path, model=given)
         assert torch.equal(loaded(images), model(images))
         assert loaded.config == model.config
-    with pytest.raises(RunError, match="not run unasked.*--model"):
+    with pytest.raises(RunError, match=r"not run unasked.*--model"):
         lficam.load(tmp_path)
     with pytest.raises(InvalidInputError, match="6 classes, the run 5"):
         lficam.load(tmp_path, model=network(6))
