@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from lficam.evaluation import evaluate_run
-from lficam.recipes import ModelOptions, Recipe, recipe_values
+from lficam.recipes import Recipe, recipe_from_values, recipe_values
 from lficam.report import write_report
 from lficam.training import fit
 
@@ -30,12 +30,13 @@ AS_IN_THE_DEMO = {"epochs": 6, "image_size": 40}
 
 @dataclass
 class Entry:
-    """One run: a recipe, what differs from it, and the test sets it is measured on besides its own."""
+    """One run: a recipe, what differs from it, the test sets it is measured on, and the variant it starts from."""
 
     variant: str
     recipe: str
     settings: dict[str, Any] = field(default_factory=dict)
     tests: tuple[str, ...] = ()
+    starts_from: str = ""
 
 
 EXPERIMENTS: dict[str, list[Entry]] = {
@@ -45,7 +46,12 @@ EXPERIMENTS: dict[str, list[Entry]] = {
         Entry("ABN", "digits_in_scenes_abn", AS_IN_THE_DEMO, SCENES),
         Entry("LFI-CAM, w = 1/K", "digits_in_scenes_uniform", AS_IN_THE_DEMO, SCENES),
     ],
-    "scenes-64px": [Entry("LFI-CAM", "digits_in_scenes", tests=SCENES)],
+    "scenes-64px": [
+        Entry("LFI-CAM", "digits_in_scenes", tests=SCENES),
+        Entry("plain", "digits_in_scenes_plain", tests=SCENES),
+        Entry("ABN", "digits_in_scenes_abn", tests=SCENES),
+        Entry("LFI-CAM, w = 1/K", "digits_in_scenes_uniform", tests=SCENES),
+    ],
     "shortcut": [
         Entry("LFI-CAM", "planted_shortcut", tests=MARKS),
         Entry("plain", "planted_shortcut_plain", tests=MARKS),
@@ -53,25 +59,28 @@ EXPERIMENTS: dict[str, list[Entry]] = {
     ],
     "cifar10": [
         Entry("LFI-CAM, 6 epochs", "cifar10_resnet20_lfi_short", {"epochs": 6}),
+        Entry("LFI-CAM, 12 epochs", "cifar10_resnet20_lfi_short"),
         Entry("plain, 6 epochs", "cifar10_resnet20_plain_short", {"epochs": 6}),
+        Entry("FIN added to plain, 2 epochs", "cifar10_resnet20_lfi_retrofit", starts_from="plain, 6 epochs"),
         Entry("ABN, 6 epochs", "cifar10_resnet20_abn_short", {"epochs": 6}),
+        Entry("LFI-CAM, 6 epochs, seed 1", "cifar10_resnet20_lfi_short", {"epochs": 6, "seed": 1}),
     ],
-    "cifar10-second-seed": [Entry("LFI-CAM, 6 epochs", "cifar10_resnet20_lfi_short", {"epochs": 6, "seed": 1})],
     "catdog": [Entry("LFI-CAM", "photos")],
 }
 
 
-def slug(entry: Entry) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in entry.variant.lower())
+def slug(variant: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in variant.lower())
 
 
 def run_entry(experiment: str, entry: Entry, runs: Path, data: str | None) -> tuple[Recipe, dict, dict[str, dict]]:
     values = {**recipe_values(entry.recipe), **entry.settings}
-    values["model"] = ModelOptions(**values.get("model", {}))
     values["data"] = data or values.get("data", "")
-    recipe = Recipe(**values)
+    if entry.starts_from:
+        values["init_from"] = str(runs / experiment / slug(entry.starts_from))
+    recipe = recipe_from_values(values)
     print(f"{experiment}: {entry.variant}", flush=True)
-    run = fit(recipe, runs / experiment / slug(entry))
+    run = fit(recipe, runs / experiment / slug(entry.variant))
     evaluations = {}
     for source in entry.tests or (recipe.data,):
         evaluations[source] = evaluate_run(run.directory, run.model, source).to_dict()
@@ -111,7 +120,7 @@ def records(experiment: str, entry: Entry, runs: Path, data: str | None) -> Iter
         "backbone": recipe.model.backbone,
         "method": recipe.model.method,
         "variant": entry.variant,
-        "run": slug(entry),
+        "run": slug(entry.variant),
         "seed": recipe.seed,
         "epochs": recipe.epochs,
         "image_size": recipe.image_size,
@@ -119,6 +128,10 @@ def records(experiment: str, entry: Entry, runs: Path, data: str | None) -> Iter
         "seconds": metrics["training_seconds"],
     }
     yield {**common, "dataset": "training", "metric": "seconds_per_epoch", "value": metrics["seconds_per_epoch"]}
+    for metric, figure in metrics.get("retrofit", {}).items():
+        value, interval = _value(figure)
+        row = {**common, "dataset": "retrofit", "metric": metric, "value": value}
+        yield row | ({"interval95": interval} if interval else {})
     for source, evaluation in evaluations.items():
         dataset = source if not source.startswith("folder:") else f"folder:{experiment}"
         for metric, value, interval in numbers(evaluation):

@@ -1,4 +1,4 @@
-"""The command line: ``lficam train | evaluate | explain | report | demo``. Wrong input is one sentence and exit 2."""
+"""The command line: verbs with flags. Wrong input is one plain sentence and exit code 2."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 import lficam
 from lficam.errors import InvalidInputError, LficamError
 from lficam.files import write_json
-from lficam.recipes import ModelOptions, Recipe, recipe_names, recipe_values
+from lficam.recipes import Recipe, recipe_from_values, recipe_names, recipe_values
 
 _SHORT = {
     "--backbone": "--model.backbone",
@@ -175,8 +175,7 @@ def train(options: Namespace) -> dict[str, Any]:
 def recipe_from(options: Namespace) -> Recipe:
     """The typed recipe in parsed options."""
     values = {name: options[name] for name in Recipe.__dataclass_fields__}
-    values["model"] = ModelOptions(**vars(options.model))
-    return Recipe(**values)
+    return recipe_from_values({**values, "model": vars(options.model)})
 
 
 def _run_arguments(parser: ArgumentParser) -> None:
@@ -280,8 +279,7 @@ def demo(options: Namespace) -> dict[str, Any]:
     from lficam.training import fit
     from lficam.visualize import save_gallery_figure
 
-    values = recipe_values("demo")
-    recipe = Recipe(**{**values, "model": ModelOptions(**values.get("model", {}))})
+    recipe = recipe_from_values(recipe_values("demo"))
     print(f"training {recipe.model.backbone} with LFI-CAM on {recipe.data}, {recipe.epochs} epochs", flush=True)
     run = fit(recipe, options.out)
     result: dict[str, Any] = {"run": str(run.directory), "training": run.metrics}
@@ -296,11 +294,33 @@ def demo(options: Namespace) -> dict[str, Any]:
     return result
 
 
+def _params_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "recipes",
+        type=str,
+        nargs="*",
+        metavar="RECIPE",
+        help="names or files; the rows of the paper's Table 3 by default",
+    )
+    parser.add_argument("--classes", type=int, default=1000, help="number of classes of a recipe that names no data")
+
+
+def params(options: Namespace) -> dict[str, Any]:
+    """Print the sizes of models beside those of the paper's Table 3, and the share that the method adds."""
+    from lficam.sizes import model_sizes
+    from lficam.tables import print_rows
+
+    rows = model_sizes(options.recipes, options.classes)
+    print_rows("parameters in millions", rows)
+    return {"sizes": rows}
+
+
 _VERBS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], dict[str, Any]]]] = {
     "train": (_train_arguments, train),
     "evaluate": (_evaluate_arguments, evaluate),
     "explain": (_explain_arguments, explain),
     "report": (_report_arguments, report),
+    "params": (_params_arguments, params),
     "demo": (_demo_arguments, demo),
 }
 

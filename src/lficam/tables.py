@@ -17,6 +17,16 @@ def print_values(title: str, values: dict[str, Any]) -> None:
     console.print(table)
 
 
+def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    """Records of the same fields as a table below a title; None is an empty cell."""
+    table = Table(title=title, title_justify="left", box=None)
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "))
+    for row in rows:
+        table.add_row(*("" if value is None else _shown(value) for value in row.values()))
+    Console().print(table)
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['value']:.2%} ({value['low']:.2%} to {value['high']:.2%})"

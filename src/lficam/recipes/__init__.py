@@ -149,6 +149,24 @@ def recipe_names() -> list[str]:
     return list(_read("rows.yaml"))
 
 
+def paper_figures() -> dict[str, dict[str, float]]:
+    """What the paper reports for a recipe, where it does: ``top1_error`` in percent, ``millions`` of parameters.
+
+    >>> paper_figures()["imagenet_resnet18_lfi"]
+    {'top1_error': 27.75, 'millions': 17.47}
+    """
+    return {name: row["paper"] for name, row in _read("rows.yaml").items() if "paper" in row}
+
+
+def recipe_from_values(values: Mapping[str, Any]) -> Recipe:
+    """The typed recipe of some settings, as `recipe_values` gives them; the rest is at its defaults.
+
+    >>> recipe_from_values(recipe_values("cifar10_resnet110_lfi")).model.backbone
+    'cifar_resnet110'
+    """
+    return Recipe(**{**values, "model": ModelOptions(**values.get("model", {}))})
+
+
 def recipe_values(name_or_path: str) -> dict[str, Any]:
     """The settings of a recipe: a shipped one by name (its row over its base), or a YAML file such as a run's own.
 
@@ -160,7 +178,7 @@ def recipe_values(name_or_path: str) -> dict[str, Any]:
     300
     """
     if name_or_path in recipe_names():
-        row = dict(_read("rows.yaml")[name_or_path])
+        row = {key: value for key, value in _read("rows.yaml")[name_or_path].items() if key != "paper"}
         return _merge(_read(f"{row.pop('base')}.yaml"), row)
     path = Path(name_or_path)
     if not path.is_file():
