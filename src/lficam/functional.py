@@ -9,6 +9,7 @@ maps, all-zero images and one-pixel grids.
 import contextlib
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,14 @@ from torch import Tensor
 
 from lficam.errors import InvalidInputError
 
+R = TypeVar("R")
 
-def full_precision(equation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Run an equation outside autocast, on tensors of at least float32."""
+
+def full_precision(equation: Callable[..., R]) -> Callable[..., R]:
+    """Run an equation outside autocast, on tensors of at least float32. Several in one cost one change of context."""
 
     @functools.wraps(equation)
-    def wrapper(*args: object, **named: object) -> Tensor:
+    def wrapper(*args: object, **named: object) -> R:
         device = next(arg.device.type for arg in (*args, *named.values()) if isinstance(arg, Tensor))
         with torch.autocast(device, enabled=False) if _may_autocast(device) else contextlib.nullcontext():
             return equation(*map(_widen, args), **{name: _widen(arg) for name, arg in named.items()})
@@ -63,8 +66,7 @@ def min_max(maps: Tensor) -> Tensor:
     >>> min_max(torch.tensor([[[[1.0, 2.0, 3.0]]], [[[5.0, 5.0, 5.0]]]])).tolist()
     [[[[0.0, 0.5, 1.0]]], [[[0.0, 0.0, 0.0]]]]
     """
-    low = maps.amin(dim=(-2, -1), keepdim=True)
-    high = maps.amax(dim=(-2, -1), keepdim=True)
+    low, high = (edge[..., None] for edge in maps.flatten(-2).aminmax(dim=-1, keepdim=True))
     span = high - low
     limits = torch.finfo(maps.dtype)
     # The absolute floor keeps 1/span, the gradient, far from overflow.
@@ -181,6 +183,40 @@ def masked_features(features: Tensor, grey: Tensor) -> Tensor:
     [[[[0.0, -3.0]]]]
     """
     return grey * min_max(features)
+
+
+@full_precision
+def fin_input(images: Tensor, features: Tensor) -> Tensor:
+    """Equations 5 and 6 in a row: what the FIN sees.
+
+    Args:
+        images: (N, 3, H, W), as the network receives them.
+        features: (N, K, h, w).
+
+    Returns:
+        (N, K, h, w).
+
+    >>> fin_input(torch.ones(1, 3, 8, 8), torch.tensor([[[[0.0, 4.0]]]])).tolist()
+    [[[[0.0, 1.0]]]]
+    """
+    return masked_features(features, grey_image(images, (features.shape[-2], features.shape[-1])))
+
+
+@full_precision
+def attention_map(features: Tensor, importance: Tensor) -> Tensor:
+    """Equation 9, and the normalisation of its map before equation 10.
+
+    Args:
+        features: (N, K, h, w), unnormalised.
+        importance: (N, K).
+
+    Returns:
+        (N, 1, h, w) in [0, 1]; all zeros where the map is flat.
+
+    >>> attention_map(torch.tensor([[[[1.0, 3.0]]]]), torch.ones(1, 1)).tolist()
+    [[[[0.0, 1.0]]]]
+    """
+    return min_max(class_activation_map(features, importance))
 
 
 @full_precision

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 import lficam
+from lficam import functional as LF
 from lficam.contract import ExplainableClassifier
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.models.fin import FeatureImportanceNetwork
@@ -40,7 +42,19 @@ FAMILIES = {
     "convnext_atto": False,
     "vgg11": False,
     "paper_resnet18": True,
+    "wrapped resnet18": True,
+    "resnet18 attended at layer3": True,
 }
+
+
+def make_family(name):
+    options = {"fin": "uniform" if name in ("vgg11", "resnext50_32x4d") else "pointwise"}
+    if name == "wrapped resnet18":
+        network = torchvision.models.resnet18(num_classes=7)
+        return lficam.wrap(network, "layer4", method="lfi", image_size=64, **options)
+    if name == "resnet18 attended at layer3":
+        return lficam.create_model("resnet18", num_classes=7, attend_at="layer3", **options)
+    return lficam.create_model(name, num_classes=7, **options)
 
 
 @pytest.fixture(scope="module", params=MODELS, ids=lambda name: name.replace(" ", "-"))
@@ -53,8 +67,11 @@ def model(request):
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request):
     torch.manual_seed(0)
-    options = {"fin": "uniform"} if request.param in ("vgg11", "resnext50_32x4d") else {"fin": "pointwise"}
-    return lficam.create_model(request.param, num_classes=7, **options).eval()
+    return make_family(request.param).eval()
+
+
+def _is_exact(model):
+    return FAMILIES.get(model.config.backbone, True)  # all that are wrapped here are
 
 
 class TestFamilies:
@@ -71,14 +88,14 @@ class TestFamilies:
         stride = 16 if family.config.backbone == "paper_resnet18" else 32
         assert prediction.attention.shape == (2, 1, 64 // stride, 96 // stride)
         assert torch.isfinite(prediction.logits).all()
-        exact = FAMILIES[family.config.backbone]
+        exact = _is_exact(family)
         assert (prediction.evidence is not None) == (family.linear_head is not None) == exact
         if exact:
             total = prediction.evidence.mean(dim=(1, 2, 3)) + family.linear_head.bias[3]
             torch.testing.assert_close(total, prediction.logits[:, 3], rtol=1e-4, atol=1e-4)
 
     def test_without_attention_it_is_timms_own_net(self, family):
-        plain = PlainClassifier(family.backbone).eval()
+        plain = PlainClassifier(family.backbone).eval()  # also without attend_at
         with torch.no_grad():
             torch.testing.assert_close(plain(self.images), family.backbone(self.images), rtol=1e-4, atol=1e-5)
 
@@ -96,8 +113,38 @@ class TestFamilies:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             assert torch.isfinite(family.explain(self.images).logits).all()
         family.save_pretrained(tmp_path)
-        loaded = lficam.load(tmp_path)
+        wrapped = ":" in family.config.backbone
+        loaded = lficam.load(tmp_path, torchvision.models.resnet18(num_classes=7) if wrapped else None)
         assert all(torch.equal(tensor, family.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+    def test_memory_format_batch_and_mode_change_nothing(self, family):
+        with torch.no_grad():
+            expected = family(self.images)
+            alone = torch.cat([family(image[None]) for image in self.images])
+            torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-4)
+            family.to(memory_format=torch.channels_last)
+            last = family.explain(self.images.contiguous(memory_format=torch.channels_last))
+            family.to(memory_format=torch.contiguous_format)
+        torch.testing.assert_close(last.logits, expected, rtol=1e-4, atol=1e-4)
+        assert not family.training
+
+    def test_it_is_exported_and_compiled(self, family):
+        class Explained(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = family
+
+            def forward(self, images):
+                prediction = self.model.explain(images)
+                return prediction.logits, prediction.attention
+
+        with torch.no_grad():
+            expected = Explained()(self.images)
+            exported = torch.export.export(Explained(), (self.images,)).module()(self.images)
+            torch.testing.assert_close(exported, expected, rtol=1e-4, atol=1e-4)
+            if family.config.backbone != "densenet121":  # 120 layers take half a minute to trace
+                compiled = torch.compile(family.explain, backend="aot_eager")(self.images)
+                torch.testing.assert_close((compiled.logits, compiled.attention), expected, rtol=1e-4, atol=1e-4)
 
     def test_what_stands_in_the_way_is_named(self, family):
         between = {
@@ -105,7 +152,7 @@ class TestFamilies:
             "convnext_atto": "head.norm",
             "vgg11": "pre_logits.fc1",
         }
-        if FAMILIES[family.config.backbone]:
+        if _is_exact(family):
             lficam.create_explainer("cam", family)
         else:
             with pytest.raises(InvalidInputError, match=between[family.config.backbone]):
@@ -446,3 +493,45 @@ def test_wrong_images_and_classes_say_what_to_do(images, class_idx, message):
     model = lficam.create_model("cifar_resnet20", num_classes=7)
     with pytest.raises(InvalidInputError, match=message):
         model.explain(images, class_idx)
+
+
+def test_inductor_compiles_one_small_net_to_the_same_answers():
+    torch.manual_seed(0)
+    model = lficam.create_model("cifar_resnet20", num_classes=7).eval()
+    images = torch.randn(2, 3, 16, 24)
+    with torch.no_grad():
+        expected, found = model.explain(images, 3), torch.compile(model.explain)(images, 3)
+    for one, other in zip(expected, found, strict=True):
+        assert one is None or torch.allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stage", "layers"), [("resnet18", "layer3", "layer4"), ("cifar_resnet20", "stages.1", "stages.2")]
+)
+def test_attention_on_an_earlier_stage_is_the_slow_way(backbone, stage, layers):
+    """Section 3.3, step by step: the last map's attention, resized, on the stage; then the last layers again."""
+    torch.manual_seed(0)
+    model = lficam.create_model(backbone, num_classes=7, fin="pointwise", attend_at=stage).eval()
+    captured = {}
+    trunk = model.backbone
+    handle = trunk.get_submodule(stage).register_forward_hook(lambda _layer, _inputs, out: captured.update(early=out))
+    with torch.no_grad():
+        features = trunk.forward_features(TestFamilies.images)
+        handle.remove()
+        importance = model.fin(LF.fin_input(TestFamilies.images, features))
+        attention = LF.attention_map(features, importance)
+        size = captured["early"].shape[-2:]
+        resized = nn.functional.interpolate(attention, size, mode="bilinear", align_corners=False)
+        expected = trunk.forward_head(trunk.get_submodule(layers)((1 + resized) * captured["early"]))
+        prediction = model.explain(TestFamilies.images, 3)
+        torch.testing.assert_close(prediction.logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(prediction.attention, attention)
+        torch.testing.assert_close(prediction.importance, importance)
+        assert torch.equal(model(TestFamilies.images), prediction.logits)
+        total = prediction.evidence.mean(dim=(1, 2, 3)) + model.linear_head.bias[3]
+        torch.testing.assert_close(total, prediction.logits[:, 3], rtol=1e-4, atol=1e-4)
+
+
+def test_a_stage_that_does_not_exist_lists_those_that_do():
+    with pytest.raises(UnknownNameError, match=r"unknown stage 'layer9'.*layer1, layer2, layer3, layer4"):
+        lficam.create_model("resnet18", attend_at="layer9", fin="uniform")

@@ -85,12 +85,11 @@ class LFIClassifier(PlainClassifier):
     def _attention(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Equations 5 to 9: the map (N, 1, h, w), min-max normalised, and the weights (N, K) that made it."""
         importance = self._importance(features, images)
-        return LF.min_max(LF.class_activation_map(features, importance)), importance
+        return LF.attention_map(features, importance), importance
 
     def _importance(self, features: Tensor, images: Tensor) -> Tensor:
         if self.fin is None:
             count, channels = features.shape[:2]
             dtype = torch.promote_types(features.dtype, torch.float32)
             return torch.full((count, channels), 1 / channels, device=features.device, dtype=dtype)
-        grey = LF.grey_image(images, (features.shape[-2], features.shape[-1]))
-        return self.fin(LF.masked_features(features, grey).to(features.dtype))
+        return self.fin(LF.fin_input(images, features).to(features.dtype))

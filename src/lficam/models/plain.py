@@ -136,10 +136,14 @@ class PlainClassifier(nn.Module):
 
     def _answer(self, attended: Tensor, class_idx: ClassIndex) -> tuple[Tensor, Tensor | None]:
         pooled = self._pre_pool(attended)
-        logits = self._head(pooled)
-        head = self.linear_head
-        if head is None:
-            return logits, None
+        if self.linear_head is None:
+            return self._head(pooled), None
+        return self._logits_and_evidence(pooled, class_idx)
+
+    @LF.full_precision
+    def _logits_and_evidence(self, pooled: Tensor, class_idx: ClassIndex) -> tuple[Tensor, Tensor]:
+        logits, head = self._head(pooled), self.linear_head
+        assert head is not None
         return logits, LF.weighted_sum(pooled, head.weight[resolve_class_idx(class_idx, logits)])
 
     def _pre_pool(self, attended: Tensor) -> Tensor:
