@@ -63,7 +63,6 @@ EXPERIMENTS: dict[str, list[Entry]] = {
         Entry("plain, 6 epochs", "cifar10_resnet20_plain_short", {"epochs": 6}),
         Entry("FIN added to plain, 2 epochs", "cifar10_resnet20_lfi_retrofit", starts_from="plain, 6 epochs"),
         Entry("ABN, 6 epochs", "cifar10_resnet20_abn_short", {"epochs": 6}),
-        Entry("LFI-CAM, 6 epochs, seed 1", "cifar10_resnet20_lfi_short", {"epochs": 6, "seed": 1}),
     ],
     "catdog": [
         Entry("LFI-CAM", "photos"),
