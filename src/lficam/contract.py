@@ -1,6 +1,6 @@
 """What an explainer, a metric and a report know of a model: a prediction, and how to ask for it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from lficam.errors import InvalidInputError
 
 ClassIndex = int | Sequence[int] | Tensor | None
+# A class, or what a head without classes (regression, a margin, several labels) is asked for: logits (N, C) to (N,).
+Target = ClassIndex | Callable[[Tensor], Tensor]
 
 
 class Prediction(NamedTuple):
@@ -222,3 +224,29 @@ def resolve_class_idx(class_idx: ClassIndex, logits: Tensor, read_values: bool =
             f"class_idx: expected one index per image, shape ({count},), got {tuple(class_idx.shape)}."
         )
     return class_idx.to(logits.device, torch.int64)
+
+
+def target_scores(target: Target, logits: Tensor, answers: Tensor | None = None) -> Tensor:
+    """The number (N,) that a target reads off the logits (N, C): a class's logit, or what a callable says.
+
+    Args:
+        target: None is the predicted class.
+        logits: (N, C).
+        answers: (N, C), whose values are read in place of the logits where the target is a class, such as
+            probabilities.
+
+    Raises:
+        InvalidInputError: a class out of range, or a callable that does not give one number per image.
+
+    >>> target_scores(lambda logits: logits[:, 0] - logits[:, 1], torch.tensor([[3.0, 1.0]])).item()
+    2.0
+    """
+    if callable(target):
+        scores = target(logits)
+        if tuple(scores.shape) != (len(logits),):
+            raise InvalidInputError(
+                f"class_idx: expected a function of logits (N, C) that gives (N,), got {tuple(scores.shape)}."
+            )
+        return scores
+    asked = resolve_class_idx(target, logits, read_values=True).unsqueeze(1)
+    return (logits if answers is None else answers).gather(1, asked).squeeze(1)

@@ -69,8 +69,9 @@ def min_max(maps: Tensor) -> Tensor:
     low, high = (edge[..., None] for edge in maps.flatten(-2).aminmax(dim=-1, keepdim=True))
     span = high - low
     limits = torch.finfo(maps.dtype)
-    # The absolute floor keeps 1/span, the gradient, far from overflow.
-    rounding = limits.eps * torch.maximum(low.abs(), high.abs()) + limits.tiny / limits.eps
+    # A sum over channels and an interpolation leave a few units in the last place; the absolute floor keeps 1/span, the
+    # gradient, far from overflow.
+    rounding = 16 * limits.eps * torch.maximum(low.abs(), high.abs()) + limits.tiny / limits.eps
     flat = span <= rounding
     return ((maps - low) / span.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
 

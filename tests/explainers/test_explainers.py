@@ -3,9 +3,14 @@
 import pytest
 import torch
 from pytorch_grad_cam import GradCAM as PeerGradCAM
+from pytorch_grad_cam import GradCAMPlusPlus as PeerGradCAMPlusPlus
+from pytorch_grad_cam import LayerCAM as PeerLayerCAM
+from pytorch_grad_cam import ScoreCAM as PeerGradCAMScore
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from scipy.stats import spearmanr
 from torch import nn
 from torchcam.methods import CAM as PeerCAM
+from torchcam.methods import ScoreCAM as PeerScoreCAM
 
 import lficam
 from lficam.errors import InvalidInputError, UnknownNameError
@@ -35,6 +40,15 @@ def images():
     return torch.randn(4, 3, 16, 24, generator=torch.Generator().manual_seed(1))
 
 
+# Few masks and samples, and a Lasso that hears the faint answers of a random net.
+SMALL = {"rise": {"count": 24, "grid": 3}, "lime": {"samples": 24, "segments": 8, "alpha": 1e-6}}
+WITHOUT_FEATURES = ("attention", "centre", "random", "rise", "lime")
+
+
+def small(name, model, **options):
+    return create_explainer(name, model, **{**SMALL.get(name, {}), **options})
+
+
 CASES = [
     pytest.param(name, method, id=f"{name}-{method}")
     for name in EXPLAINERS
@@ -46,14 +60,14 @@ CASES = [
 @pytest.mark.parametrize(("name", "method"), CASES)
 class TestContract:
     def test_maps_are_finite_and_of_input_size_in_the_unit_interval(self, models, images, name, method):
-        maps = create_explainer(name, models[method])(images)
+        maps = small(name, models[method])(images)
         assert maps.shape == (4, 1, 16, 24)
         assert maps.amin(dim=(1, 2, 3)).tolist() == [0.0] * 4
         assert set(maps.amax(dim=(1, 2, 3)).tolist()) <= {0.0, 1.0}
         assert not maps.requires_grad
 
     def test_a_map_does_not_depend_on_its_batch(self, models, images, name, method):
-        explain = create_explainer(name, models[method])
+        explain = small(name, models[method])
         one_by_one = torch.cat([explain(image[None]) for image in images])
         torch.testing.assert_close(one_by_one, explain(images), rtol=1e-4, atol=1e-4)
 
@@ -66,7 +80,7 @@ class TestContract:
         state = {key: value.clone() for key, value in model.state_dict().items()}
         random = torch.get_rng_state()
         try:
-            create_explainer(name, model)(images)
+            small(name, model)(images)
             assert model.training
             assert not frozen.training
             assert not next(model.parameters()).requires_grad
@@ -80,27 +94,48 @@ class TestContract:
 
     @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
     def test_it_works_without_gradients_around(self, models, images, name, method, context):
-        expected = create_explainer(name, models[method])(images)
+        expected = small(name, models[method])(images)
         with context():
-            found = create_explainer(name, models[method])(images.clone())
+            found = small(name, models[method])(images.clone())
         torch.testing.assert_close(found.clone(), expected)
 
     def test_flat_features_give_a_flat_zero_map(self, models, name, method):
-        if name in ("centre", "attention"):
+        if name in WITHOUT_FEATURES:
             pytest.skip("they do not come from the last features alone")
         model = models[method]
         original = model.forward_features
         model.forward_features = lambda images: torch.full((len(images), 64, 4, 6), 0.5)
         try:
-            assert (create_explainer(name, model)(torch.zeros(2, 3, 16, 24)) == 0).all()
+            assert (small(name, model)(torch.zeros(2, 3, 16, 24)) == 0).all()
         finally:
             model.forward_features = original
 
+    def test_it_is_the_same_twice_and_for_several_targets_at_once(self, models, images, name, method):
+        explain = small(name, models[method])
+        first = explain(images, raw=True)
+        assert torch.equal(explain(images, raw=True), first)
+        if explain.class_targeted:
+            targets = [2, [0, 1, 2, 3], None]
+            for target, maps in zip(targets, explain.for_targets(images, targets, raw=True), strict=True):
+                torch.testing.assert_close(maps, explain(images, target, raw=True))
+
+    def test_a_function_of_the_logits_is_explained_or_refused(self, models, images, name, method):
+        explain = small(name, models[method])
+        if name in ("cam", "class_evidence"):
+            with pytest.raises(InvalidInputError, match="takes no function; use grad_cam"):
+                explain(images, lambda logits: logits[:, 2])
+        elif explain.class_targeted:
+            margin = explain(images, lambda logits: logits[:, 2] - logits[:, 4], raw=True)
+            assert torch.isfinite(margin).all()
+            assert not torch.allclose(margin, explain(images, lambda logits: logits[:, 4] - logits[:, 2], raw=True))
+            with pytest.raises(InvalidInputError, match=r"that gives \(N,\), got"):
+                explain(images, lambda logits: logits)
+
     def test_a_grid_of_one_cell(self, models, name, method):
-        assert torch.isfinite(create_explainer(name, models[method])(torch.randn(2, 3, 4, 4))).all()
+        assert torch.isfinite(small(name, models[method])(torch.randn(2, 3, 4, 4))).all()
 
     def test_the_class_is_respected_or_refused(self, models, images, name, method):
-        explain = create_explainer(name, models[method])
+        explain = small(name, models[method])
         if not explain.class_targeted:
             with pytest.raises(InvalidInputError, match="one map whatever the class"):
                 explain(images, 2)
@@ -135,6 +170,154 @@ def test_grad_cam_is_pytorch_grad_cams(models, images, method):
     expected = torch.from_numpy((weights[:, :, None, None] * activations).sum(axis=1)).relu()
     found = create_explainer("grad_cam", model)(images, 3, raw=True)[:, 0]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def peer_state(peer, images, target):
+    """Activations and gradients (numpy) as pytorch-grad-cam hooks them."""
+    peer(images, [target] * len(images))
+    return peer.activations_and_grads.activations[0].numpy(), peer.activations_and_grads.gradients[0].numpy()
+
+
+def louder(logits):
+    """Pytorch-grad-cam adds 1e-6 to Grad-CAM++'s denominator, which drowns the small gradients of a random net."""
+    return 1e4 * logits[..., 3]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_grad_cam_pp_is_pytorch_grad_cams_and_the_slow_sum(models, images, method):
+    model = models[method]
+    layer = model.backbone.stages[2]
+    with PeerGradCAMPlusPlus(model, [layer]) as peer:
+        activations, gradients = peer_state(peer, images, louder)
+        weights = peer.get_cam_weights(images, layer, None, activations, gradients)
+    expected = torch.from_numpy((weights[:, :, None, None] * activations).sum(axis=1)).relu()
+    found = create_explainer("grad_cam_pp", model)(images, louder, raw=True)[:, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
+
+    activations, gradients = (torch.from_numpy(values).double() for values in (activations, gradients))
+    slow = torch.zeros_like(activations[:, 0])
+    for n in range(4):
+        for k in range(64):
+            total, weight = activations[n, k].sum(), 0.0
+            for gradient in gradients[n, k].flatten().tolist():
+                if gradient != 0:
+                    weight += gradient**2 / (2 * gradient**2 + total * gradient**3) * max(gradient, 0.0)
+            slow[n] += weight * activations[n, k]
+    torch.testing.assert_close(found.double(), slow.relu(), rtol=1e-3, atol=1e-5 * float(slow.max()))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_layer_cam_is_pytorch_grad_cams(models, images, method):
+    model = models[method]
+    layer = model.backbone.stages[2]
+    with PeerLayerCAM(model, [layer]) as peer:
+        activations, gradients = peer_state(peer, images, ClassifierOutputTarget(3))
+        expected = torch.from_numpy(peer.get_cam_image(images, layer, None, activations, gradients, False)).relu()
+    found = create_explainer("layer_cam", model)(images, 3, raw=True)[:, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    """A trunk of timm, some of whose channels are dead."""
+    model = make("plain", "resnet18")
+    with torch.no_grad():
+        model.backbone.layer4[1].bn2.bias[:100] = -50
+    return model
+
+
+@pytest.mark.parametrize("backbone", ["cifar", "resnet18"])
+def test_score_cam_is_torchcams(models, resnet18, images, backbone):
+    model, layer, pictures = (
+        (models["plain"], "stages", images) if backbone == "cifar" else (resnet18, "layer4", images.repeat(1, 1, 4, 4))
+    )
+    with PeerScoreCAM(model.backbone, layer, input_shape=(3, 64, 96)) as peer, torch.no_grad():
+        model.backbone(pictures)
+        (expected,) = peer([3] * 4, normalized=False)
+    found = create_explainer("score_cam", model, variant="score_cam")(pictures, 3, raw=True)[:, 0]
+    # Relative to each map's maximum: the peer sums in another order.
+    torch.testing.assert_close(found / found.amax(), expected.relu() / found.amax(), rtol=1e-5, atol=1e-5)
+
+
+def test_score_cam_is_pytorch_grad_cams(models, images):
+    model = models["lfi"]
+    layer = model.backbone.stages[2]
+    with PeerGradCAMScore(model, [layer]) as peer, torch.no_grad():
+        features = model.forward_features(images)
+        weights = peer.get_cam_weights(images, layer, [ClassifierOutputTarget(3)] * 4, features.numpy(), None)
+    expected = (torch.from_numpy(weights)[:, :, None, None] * features).sum(dim=1).relu()
+    found = create_explainer("score_cam", model, variant="grad_cam_package")(images, 3, raw=True)[:, 0]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_score_cam_is_equations_1_to_4(models, images):
+    """One channel at a time, in float64."""
+    model = make("lfi").double()
+    pictures = images.double()
+    with torch.no_grad():
+        features = model.forward_features(pictures)
+        expected = torch.zeros(4, 4, 6, dtype=torch.float64)
+        for n, picture in enumerate(pictures):
+            for k in range(64):
+                up = nn.functional.interpolate(features[n : n + 1, k : k + 1], size=(16, 24), mode="bilinear")[0, 0]
+                mask = (up - up.min()) / (up.max() - up.min()) if up.max() > up.min() else up * 0
+                weight = model((mask * picture)[None]).softmax(dim=1)[0, 3]
+                expected[n] += weight * features[n, k]
+    found = create_explainer("score_cam", model, batch_size=7)(pictures, 3, raw=True)[:, 0]
+    torch.testing.assert_close(found, expected.relu(), rtol=1e-9, atol=1e-12)
+
+
+def test_rise_is_equation_6(models, images):
+    model = models["plain"]
+    explain = create_explainer("rise", model, count=10, grid=4, p=0.3)
+    masks = torch.cat(list(explain._masks((16, 24)))).double()
+    assert masks.shape == (10, 1, 16, 24)
+    assert masks.min() >= 0
+    assert masks.max() <= 1
+    double = make("plain").double()
+    expected = torch.zeros(4, 16, 24, dtype=torch.float64)
+    with torch.no_grad():
+        for n, picture in enumerate(images.double()):
+            for mask in masks:
+                expected[n] += double((mask * picture)[None]).softmax(dim=1)[0, 3] * mask[0] / (10 * 0.3)
+    torch.testing.assert_close(explain(images, 3, raw=True)[:, 0].double(), expected, rtol=1e-4, atol=1e-5)
+    many = torch.cat(list(create_explainer("rise", model, count=400, grid=7)._masks((16, 24))))
+    assert many.mean().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_lime_is_captums(models, images):
+    from captum._utils.models.linear_model import SkLearnLasso
+    from captum.attr import Lime
+
+    model = models["plain"]
+    images = nn.functional.interpolate(images[..., :4, :6], size=(16, 24), mode="nearest")
+    explain = create_explainer("lime", model, samples=40, segments=8, alpha=1e-6)
+    superpixels = torch.from_numpy(explain.superpixels(images[0]))[None, None]
+    assert len(superpixels.unique()) == int(superpixels.max()) + 1 > 3
+    torch.manual_seed(0)
+    expected = Lime(lambda pictures: model(pictures).softmax(dim=1)[:, 3], SkLearnLasso(alpha=1e-6)).attribute(
+        images[:1], feature_mask=superpixels, n_samples=40, perturbations_per_eval=32
+    )
+    found = explain(images, 3, raw=True)[:1]
+    torch.testing.assert_close(found, expected[:, :1], rtol=1e-4, atol=1e-6)
+    assert len(found.unique()) > 2
+
+
+def test_bfloat16_keeps_the_ranks(models, images):
+    exact = create_explainer("score_cam", models["plain"])(images, 3).flatten(1)
+    fast = create_explainer("score_cam", models["plain"], precision="auto")(images, 3).flatten(1)
+    for one, other in zip(exact, fast, strict=True):
+        assert spearmanr(one, other).statistic > 0.98
+
+
+def test_a_single_logit_is_the_log_odds_of_one_class(images):
+    model = lficam.create_model("cifar_resnet20", "plain").eval()
+    model.backbone.fc = nn.Linear(64, 1)
+    nn.init.ones_(model.backbone.fc.weight)
+    for name in ("cam", "class_evidence", "grad_cam", "score_cam", "rise", "lime"):
+        maps = small(name, model)(images, 0, raw=True)
+        assert torch.isfinite(maps).all()
+        assert maps.abs().max() > 0
 
 
 def test_grad_cam_of_a_plain_net_is_cam_over_the_number_of_cells(models, images):
@@ -207,6 +390,12 @@ def test_mode_is_restored_when_something_raises(models):
     [
         (lambda models: create_explainer("gradcam", models["plain"]), "Did you mean 'grad_cam'"),
         (lambda models: create_explainer("cam", models["plain"], versus=3), "versus"),
+        (lambda models: create_explainer("score_cam", models["plain"], variant="x"), "variant 'x'"),
+        (lambda models: create_explainer("rise", models["plain"], p=1), "0 < p < 1"),
+        (
+            lambda models: create_explainer("rise", models["plain"], precision="16")(torch.zeros(1, 3, 8, 8)),
+            "precision '16'",
+        ),
         (lambda models: create_explainer("attention", models["plain"])(torch.zeros(1, 3, 8, 8)), "attention map"),
         (lambda models: create_explainer("cam", models["plain"])(torch.zeros(3, 8, 8)), "unsqueeze"),
         (

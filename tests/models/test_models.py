@@ -533,5 +533,5 @@ def test_attention_on_an_earlier_stage_is_the_slow_way(backbone, stage, layers):
 
 
 def test_a_stage_that_does_not_exist_lists_those_that_do():
-    with pytest.raises(UnknownNameError, match=r"unknown stage 'layer9'.*layer1, layer2, layer3, layer4"):
+    with pytest.raises(UnknownNameError, match=r"unknown stage 'layer9'.*layer1, .*layer4"):
         lficam.create_model("resnet18", attend_at="layer9", fin="uniform")

@@ -6,12 +6,29 @@ from lficam.contract import ExplainableClassifier
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.explainers.attention import Attention
 from lficam.explainers.base import Explainer
-from lficam.explainers.baselines import Centre, FeatureMean
-from lficam.explainers.cam import CAM, GradCAM
+from lficam.explainers.baselines import Centre, FeatureMean, Random
+from lficam.explainers.cam import CAM, GradCAM, GradCAMPlusPlus, LayerCAM
 from lficam.explainers.class_evidence import ClassEvidence
+from lficam.explainers.lime import LIME
+from lficam.explainers.rise import RISE
+from lficam.explainers.score_cam import ScoreCAM
 
 EXPLAINERS: dict[str, type[Explainer]] = {
-    explainer.name: explainer for explainer in (Attention, ClassEvidence, CAM, GradCAM, FeatureMean, Centre)
+    explainer.name: explainer
+    for explainer in (
+        Attention,
+        ClassEvidence,
+        CAM,
+        GradCAM,
+        GradCAMPlusPlus,
+        LayerCAM,
+        ScoreCAM,
+        RISE,
+        LIME,
+        FeatureMean,
+        Centre,
+        Random,
+    )
 }
 
 

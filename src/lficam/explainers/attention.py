@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from lficam.contract import ClassIndex
+from lficam.contract import Target
 from lficam.errors import InvalidInputError
 from lficam.explainers.base import Explainer
 
@@ -16,7 +16,7 @@ class Attention(Explainer):
     name = "attention"
     class_targeted = False
 
-    def raw_maps(self, images: Tensor, class_idx: ClassIndex) -> Tensor:
+    def raw_maps(self, images: Tensor, class_idx: Target) -> Tensor:
         """(N, 1, h, w) in [0, 1]."""
         attention = self.model.explain(images).attention
         if attention is None:

@@ -1,13 +1,14 @@
 """What all explainers share: one call, images in, maps out, the model left as it was found."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from lficam import functional as LF
-from lficam.contract import ClassIndex, ExplainableClassifier, check_images, in_eval_mode
+from lficam.contract import ExplainableClassifier, Target, check_images, in_eval_mode, resolve_class_idx
 from lficam.errors import InvalidInputError
 
 
@@ -31,15 +32,16 @@ class Explainer(ABC):
         self.model = model
 
     @abstractmethod
-    def raw_maps(self, images: Tensor, class_idx: ClassIndex) -> Tensor:
+    def raw_maps(self, images: Tensor, class_idx: Target) -> Tensor:
         """(N, 1, h, w) on the grid of the features, unnormalised; the method's unit."""
 
-    def __call__(self, images: Tensor, class_idx: ClassIndex = None, raw: bool = False) -> Tensor:
+    def __call__(self, images: Tensor, class_idx: Target = None, raw: bool = False) -> Tensor:
         """Explain a batch.
 
         Args:
             images: (N, 3, H, W), normalised.
-            class_idx: one class for all, or one per image; None: the predicted class.
+            class_idx: one class for all, or one per image; None: the predicted class. Or a function of logits (N, C)
+                to the number (N,) that is to be explained, for margins, regression and several labels.
             raw: the unnormalised map on the grid instead.
 
         Returns:
@@ -48,18 +50,31 @@ class Explainer(ABC):
         Raises:
             InvalidInputError: a class asked of a map that has none, an index out of range, images of a wrong shape.
         """
+        return self.for_targets(images, [class_idx], raw)[0]
+
+    def for_targets(self, images: Tensor, targets: Sequence[Target], raw: bool = False) -> list[Tensor]:
+        """`__call__` for several targets; the methods that mask pictures answer all of them from the same passes."""
         check_images(images)
-        if class_idx is not None and not self.class_targeted:
-            raise InvalidInputError(
-                f"class_idx: got {class_idx}, but {self.name} has one map whatever the class; "
-                "leave class_idx out, or use class_evidence."
-            )
+        for target in targets:
+            if target is not None and not self.class_targeted:
+                raise InvalidInputError(
+                    f"class_idx: got {target}, but {self.name} has one map whatever the class; "
+                    "leave class_idx out, or use class_evidence."
+                )
         with in_eval_mode(self.model), torch.no_grad():
-            maps = self.raw_maps(images, class_idx)
-        if raw:
-            return maps
-        maps = maps.relu() if self.signed else maps
-        return LF.min_max(LF.upsample(maps, (images.shape[-2], images.shape[-1])))
+            maps = self.raw_maps_for(images, targets)
+        return maps if raw else [self._normalised(of_one, (images.shape[-2], images.shape[-1])) for of_one in maps]
+
+    def passes(self, images: Tensor) -> int:
+        """Pictures that go through the trunk to explain one of ``images``."""
+        return 1
+
+    def raw_maps_for(self, images: Tensor, targets: Sequence[Target]) -> list[Tensor]:
+        """`raw_maps` of each target; a method that can share work between targets does it here."""
+        return [self.raw_maps(images, target) for target in targets]
+
+    def _normalised(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        return LF.min_max(LF.upsample(maps.relu() if self.signed else maps, size))
 
 
 def require_linear_head(model: ExplainableClassifier, name: str) -> nn.Linear:
@@ -76,6 +91,17 @@ def require_linear_head(model: ExplainableClassifier, name: str) -> nn.Linear:
             f"its last map and its logits{named}; use grad_cam."
         )
     return model.linear_head
+
+
+def class_rows(head: nn.Linear, class_idx: Target, logits: Tensor, name: str) -> Tensor:
+    """The row of the linear layer for each image's class, (N, K).
+
+    Raises:
+        InvalidInputError: a callable, which has no row, or a class out of range.
+    """
+    if callable(class_idx):
+        raise InvalidInputError(f"class_idx: {name} reads the row of a class and takes no function; use grad_cam.")
+    return head.weight[resolve_class_idx(class_idx, logits, read_values=True)]
 
 
 def pool_and_classify(model: ExplainableClassifier, images: Tensor, name: str) -> tuple[nn.Linear, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lficam.contract import ClassIndex
+from lficam.contract import ExplainableClassifier, Target
 from lficam.explainers.base import Explainer
 
 
@@ -13,9 +13,32 @@ class FeatureMean(Explainer):
     name = "feature_mean"
     class_targeted = False
 
-    def raw_maps(self, images: Tensor, class_idx: ClassIndex) -> Tensor:
+    def raw_maps(self, images: Tensor, class_idx: Target) -> Tensor:
         """(N, 1, h, w), in the features' unit."""
         return self.model.forward_features(images).float().mean(dim=1, keepdim=True)
+
+
+class Random(Explainer):
+    """Uniform noise on the grid of the features, the same for every picture of a seed: an explanation by dice.
+
+    Args:
+        model: gives the grid.
+        seed: of the noise.
+    """
+
+    name = "random"
+    class_targeted = False
+
+    def __init__(self, model: ExplainableClassifier, seed: int = 0) -> None:
+        super().__init__(model)
+        self.seed = seed
+
+    def raw_maps(self, images: Tensor, class_idx: Target) -> Tensor:
+        """(N, 1, h, w) in [0, 1)."""
+        height, width = self.model.forward_features(images[:1]).shape[-2:]
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = torch.rand(1, 1, height, width, generator=generator).to(images.device)
+        return noise.expand(len(images), 1, height, width)
 
 
 class Centre(Explainer):
@@ -24,7 +47,7 @@ class Centre(Explainer):
     name = "centre"
     class_targeted = False
 
-    def raw_maps(self, images: Tensor, class_idx: ClassIndex) -> Tensor:
+    def raw_maps(self, images: Tensor, class_idx: Target) -> Tensor:
         """(N, 1, H, W) in (0, 1]."""
         height, width = images.shape[-2:]
         rows = _gaussian(height, images.device)

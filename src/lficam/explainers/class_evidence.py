@@ -3,8 +3,8 @@
 from torch import Tensor
 
 from lficam import functional as LF
-from lficam.contract import ClassIndex, ExplainableClassifier, resolve_class_idx
-from lficam.explainers.base import Explainer, pool_and_classify, require_linear_head
+from lficam.contract import ClassIndex, ExplainableClassifier, Target
+from lficam.explainers.base import Explainer, class_rows, pool_and_classify, require_linear_head
 
 
 class ClassEvidence(Explainer):
@@ -30,12 +30,12 @@ class ClassEvidence(Explainer):
         self.versus, self.centred = versus, centred
         require_linear_head(model, self.name)
 
-    def raw_maps(self, images: Tensor, class_idx: ClassIndex) -> Tensor:
+    def raw_maps(self, images: Tensor, class_idx: Target) -> Tensor:
         """(N, 1, h, w), signed, in logits."""
         head, pooled, logits = pool_and_classify(self.model, images, self.name)
-        rows = head.weight[resolve_class_idx(class_idx, logits, read_values=True)]
+        rows = class_rows(head, class_idx, logits, self.name)
         if self.versus is not None:
-            rows = rows - head.weight[resolve_class_idx(self.versus, logits, read_values=True)]
+            rows = rows - class_rows(head, self.versus, logits, self.name)
         elif self.centred:
             rows = rows - head.weight.mean(dim=0)
         return LF.weighted_sum(pooled, rows)
