@@ -253,6 +253,44 @@ def explain(options: Namespace) -> dict[str, Any]:
     return {"out": str(out), "explanations": rows}
 
 
+def _compare_arguments(parser: ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("--data", type=str, default=None, help="source; its test part is used")
+    parser.add_argument("--images", type=str, nargs="+", default=[], metavar="PATH", help="image files and folders")
+    parser.add_argument(
+        "--pairs", type=bool, default=False, help="two pictures of --data side by side, each class asked"
+    )
+    parser.add_argument("--count", type=int, default=6, help="rows of the figure")
+    parser.add_argument("--explainers", type=str, nargs="+", default=None, metavar="NAME", help="columns of the figure")
+    parser.add_argument("--out", type=str, default=None, metavar="DIR", help="RUN/comparison/NAME by default")
+
+
+def compare(options: Namespace) -> dict[str, Any]:
+    """Show explainers side by side on the same pictures and classes, with the time of each."""
+    from lficam import comparison as room
+    from lficam.data.sources import load_source
+    from lficam.evaluation import name_for_files
+    from lficam.predict import find_images
+    from lficam.tables import print_rows
+
+    if bool(options.images) == bool(options.data):
+        raise InvalidInputError("compare: expected either --images or --data.")
+    model = _load(options)
+    preprocessing = model.config.preprocessing
+    if options.images:
+        name, questions = "images", room.questions_of_files(find_images(options.images)[: options.count], preprocessing)
+    else:
+        pictures = load_source(options.data, preprocessing.size, with_train=False).test
+        ask = room.questions_of_pairs if options.pairs else room.questions_of_set
+        name = name_for_files(options.data) + ("-pairs" if options.pairs else "")
+        questions = ask(pictures, preprocessing, options.count)
+    out = Path(options.out) if options.out else Path(options.run) / "comparison" / name
+    result = room.compare(model, questions, out, options.explainers or room.DEFAULT_EXPLAINERS)
+    print_rows("one picture at a time", result.explainers)
+    print(f"figure: {out / room.FIGURE_FILE}")
+    return {"out": str(out), **result.to_dict()}
+
+
 def _report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="a run directory")
     parser.add_argument("--out", type=str, default=None, metavar="FILE", help="the page; RUN/report.html by default")
@@ -319,6 +357,7 @@ _VERBS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], 
     "train": (_train_arguments, train),
     "evaluate": (_evaluate_arguments, evaluate),
     "explain": (_explain_arguments, explain),
+    "compare": (_compare_arguments, compare),
     "report": (_report_arguments, report),
     "params": (_params_arguments, params),
     "demo": (_demo_arguments, demo),

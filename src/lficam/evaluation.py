@@ -189,10 +189,19 @@ def evaluation_directory(run: str | Path, source: str) -> Path:
     >>> evaluation_directory("run", "folder:/data/pets").as_posix()
     'run/evaluation/folder-data-pets-215894b5'
     """
+    return Path(run) / "evaluation" / name_for_files(source)
+
+
+def name_for_files(source: str) -> str:
+    """A source's name as that of a folder.
+
+    >>> name_for_files("two-digits")
+    'two-digits'
+    """
     name = re.sub(r"[^A-Za-z0-9._]+", "-", source).strip("-.")
     if name != source:  # two folders may read alike once their path is a name
         name += "-" + hashlib.sha256(source.encode()).hexdigest()[:8]
-    return Path(run) / "evaluation" / name
+    return name
 
 
 def model_size(model: nn.Module, size: int) -> dict[str, int]:

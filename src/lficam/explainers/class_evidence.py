@@ -36,6 +36,6 @@ class ClassEvidence(Explainer):
         rows = class_rows(head, class_idx, logits, self.name)
         if self.versus is not None:
             rows = rows - class_rows(head, self.versus, logits, self.name)
-        elif self.centred:
+        elif self.centred and len(head.weight) > 1:  # a single logit has no other class to be centred over
             rows = rows - head.weight.mean(dim=0)
         return LF.weighted_sum(pooled, rows)

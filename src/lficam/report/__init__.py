@@ -51,6 +51,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         metrics=read_record(run / "metrics.json"),
         recipe=yaml.safe_dump(read_record(run / "recipe.yaml"), sort_keys=False),
         curves=_curves(run / "metrics.csv"),
+        comparisons=[_comparison(path) for path in sorted(run.glob("comparison/*/comparison.json"))],
         evaluations=[_evaluation(path) for path in sorted(run.glob("evaluation/*/evaluation.json"))],
     )
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,17 @@ def _evaluation(path: Path) -> dict[str, Any]:
     """An evaluation's record with its pictures embedded."""
     evaluation = read_record(path)
     for row in evaluation["gallery"]:
-        content = (path.parent / row["file"]).read_bytes()
-        row["source"] = "data:image/png;base64," + base64.b64encode(content).decode()
+        row["source"] = _embedded(path.parent / row["file"])
     return evaluation
+
+
+def _comparison(path: Path) -> dict[str, Any]:
+    """A comparison's record with its strips embedded."""
+    comparison = read_record(path)
+    for row in comparison["rows"]:
+        row["source"] = _embedded(path.parent / row["file"])
+    return {"name": path.parent.name, **comparison}
+
+
+def _embedded(picture: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
