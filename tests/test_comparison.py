@@ -1,6 +1,7 @@
 """Explainers side by side: which rows, which columns, and that every column is what its explainer gives."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -99,9 +100,10 @@ def test_what_a_model_cannot_carry_is_left_out_of_the_default_and_refused_by_nam
 
 
 def test_the_command_and_its_section_of_the_report(run, folder, tmp_path, capsys):
+    directory = shutil.copytree(run.directory, tmp_path / "run")
     words = [
         "compare",
-        str(run.directory),
+        str(directory),
         "--data",
         f"folder:{folder}",
         "--count",
@@ -115,10 +117,10 @@ def test_the_command_and_its_section_of_the_report(run, folder, tmp_path, capsys
     out = json.loads((tmp_path / "c.json").read_text())
     assert len(out["rows"]) == 2
     assert main([*words, "--pairs", "true"]) == 0
-    assert main(["report", str(run.directory), "--out", str(tmp_path / "page.html")]) == 0
+    assert main(["report", str(directory), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
     assert page.count("Explainers side by side") == 2
-    assert main(["compare", str(run.directory)]) == 2
+    assert main(["compare", str(directory)]) == 2
     assert "either --images or --data" in capsys.readouterr().err
     images = ["--images", str(folder / "test" / "cat"), "--count", "1", "--out", str(tmp_path / "images")]
-    assert main(["compare", str(run.directory), *images, "--explainers", "attention"]) == 0
+    assert main(["compare", str(directory), *images, "--explainers", "attention"]) == 0

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lficam import functional as LF
 from lficam.contract import ExplainableClassifier, Target, resolve_class_idx, target_scores
 from lficam.device import native_bfloat16
 from lficam.errors import UnknownNameError
@@ -51,19 +52,17 @@ def logits_under_masks(
         images: (N, 3, H, W).
         owner: (M,) int64, the image of each of M masked pictures.
         masks: from a slice of the M to their masks (b, 1, H, W).
-        batch_size: pictures in a forward pass; one buffer of as many is all that is held.
+        batch_size: pictures in a forward pass; no more of them exist at a time.
 
     Returns:
         (M, C), of at least float32.
     """
-    buffer = torch.empty(min(batch_size, len(owner)), *images.shape[1:], dtype=images.dtype, device=images.device)
-    buffer = buffer.to(memory_format=torch.channels_last)
     found = []
     for start in range(0, len(owner), batch_size):
         part = slice(start, min(start + batch_size, len(owner)))
-        masked = buffer[: part.stop - part.start]
-        torch.mul(images[owner[part]], masks(part), out=masked)
-        found.append(classify(masked).to(torch.promote_types(images.dtype, torch.float32)))
+        masked = LF.mask_images(images[owner[part]], masks(part)).squeeze(1)
+        logits = classify(masked.contiguous(memory_format=torch.channels_last))
+        found.append(logits.to(torch.promote_types(images.dtype, torch.float32)))
     return torch.cat(found)
 
 
