@@ -12,7 +12,7 @@ from lficam.errors import InvalidInputError, RunError
 from lficam.evaluation import top1_error
 from lficam.models.factory import create_model, load
 from lficam.recipes import ModelOptions
-from lficam.retrofit import freeze_backbone, start_from
+from lficam.retrofit import freeze_backbone, pretrained_classifier, start_from
 from lficam.training import fit
 
 from .conftest import small_recipe
@@ -61,6 +61,20 @@ def test_a_frozen_backbone_is_in_eval_mode_but_for_its_last_layer():
     assert model.fin.training
     assert not model.backbone.training
     assert not model.backbone.bn1.training
+
+
+def test_pretrained_weights_are_a_classifier_where_their_classes_are_asked_for():
+    torch.manual_seed(0)
+    model = create_model("resnet18", "lfi", 1000, fin="uniform")  # as with timm's weights, which are 1,000 classes
+    before = pretrained_classifier(model)
+    assert before.config.method == "plain"
+    images = torch.randn(1, 3, 32, 32)
+    model.eval()
+    expected = model.backbone(images)
+    with torch.no_grad():
+        model.backbone.conv1.weight.zero_()
+    torch.testing.assert_close(before(images), expected, rtol=1e-4, atol=1e-4)
+    assert pretrained_classifier(create_model("resnet18", "lfi", 10, fin="uniform")) is None
 
 
 def test_the_command_line_prints_before_and_after(plain_run, folder, tmp_path, capsys):

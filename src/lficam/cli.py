@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 import lficam
-from lficam.errors import InvalidInputError, LficamError
+from lficam.errors import GateError, InvalidInputError, LficamError
 from lficam.files import write_json
 from lficam.recipes import Recipe, recipe_from_values, recipe_names, recipe_values
 
@@ -34,9 +34,12 @@ class _Parser(ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, 2 for wrong input, 130 for an interruption."""
+    """Run a command; exit code 0, 1 where a gate is not passed, 2 for wrong input, 130 for an interruption."""
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except GateError as error:
+        print(f"lficam: {error}", file=sys.stderr)
+        return 1
     except LficamError as error:
         print(f"lficam: {error}", file=sys.stderr)
         return 2
@@ -291,6 +294,45 @@ def compare(options: Namespace) -> dict[str, Any]:
     return {"out": str(out), **result.to_dict()}
 
 
+def _stability_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", type=str, nargs="+", metavar="RUN", help="run directories, two at least")
+    parser.add_argument("--data", type=str, required=True, help="source; its test part is used")
+    parser.add_argument("--explainer", type=str, default="attention", help="whose maps")
+    parser.add_argument("--limit", type=int, default=1000, help="pictures at most, drawn from the whole set")
+    parser.add_argument("--minimum", type=float, default=None, help="exit with 1 if the corrected IoU is below")
+    parser.add_argument("--figure", type=str, default=None, metavar="FILE", help="draw the matrix of the pairs")
+    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
+
+
+def stability(options: Namespace) -> dict[str, Any]:
+    """Hold the maps of several runs against each other and against chance; may gate a build."""
+    from lficam.data.sources import load_source
+    from lficam.device import resolve_device
+    from lficam.files import read_record
+    from lficam.models.factory import load
+    from lficam.stability import measure_stability, save_stability_figure
+    from lficam.tables import print_rows
+
+    device = resolve_device(options.device)
+    models = {run: load(run).to(device) for run in options.runs}
+    validation = {run: read_record(Path(run) / "metrics.json").get("val_accuracy") for run in options.runs}
+    size = next(iter(models.values())).config.preprocessing.size  # type: ignore[union-attr]
+    pictures = load_source(options.data, size, with_train=False).test
+    found = measure_stability(models, pictures, options.data, options.explainer, options.limit, validation)
+    print_rows(f"{options.explainer}, {found.facts['pictures']} pictures, all pairs of runs", found.measures)
+    print_rows("pairs", [{**row, "runs": " and ".join(row["runs"])} for row in found.pairs])
+    if found.paper:
+        print(f"the paper's protocol: IoU {found.paper['iou']:.3f} with the baseline {found.paper['baseline']}")
+    else:
+        print("the paper's protocol: none, because a run without a validation part cannot be chosen")
+    if options.figure:
+        save_stability_figure(found, Path(options.figure))
+    corrected = found.measures[0]["corrected"]
+    if options.minimum is not None and (corrected is None or corrected < options.minimum):
+        raise GateError(f"stability: corrected IoU {corrected} is below --minimum {options.minimum}.")
+    return found.to_dict()
+
+
 def _report_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="a run directory")
     parser.add_argument("--out", type=str, default=None, metavar="FILE", help="the page; RUN/report.html by default")
@@ -358,6 +400,7 @@ _VERBS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], 
     "evaluate": (_evaluate_arguments, evaluate),
     "explain": (_explain_arguments, explain),
     "compare": (_compare_arguments, compare),
+    "stability": (_stability_arguments, stability),
     "report": (_report_arguments, report),
     "params": (_params_arguments, params),
     "demo": (_demo_arguments, demo),

@@ -28,3 +28,7 @@ class DataError(LficamError):
 
 class RunError(LficamError):
     """A run directory that is missing, damaged, or in the way."""
+
+
+class GateError(LficamError):
+    """A measure below what was asked for: nothing is wrong with the input, and a build should stop. Exit code 1."""

@@ -1,7 +1,9 @@
 """A trained classifier gets its Feature Importance Network: from a run's weights, and what that changed and cost."""
 
+import copy
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,16 @@ def start_from(model: PlainClassifier, run: str | Path) -> PlainClassifier:
             f"init_from: {run} has a trunk with other backbone_args: {trained.config.backbone_args}."
         ) from error
     return trained
+
+
+def pretrained_classifier(model: PlainClassifier) -> PlainClassifier | None:
+    """What timm's weights alone classify, a copy; None where its head is another number of classes and starts anew."""
+    known = getattr(model.backbone, "pretrained_cfg", {}).get("num_classes")
+    if known != model.config.num_classes:
+        return None
+    plain = PlainClassifier(copy.deepcopy(model.backbone))
+    plain.config = replace(model.config, method="plain", options={})
+    return plain.eval()
 
 
 def freeze_backbone(model: PlainClassifier) -> None:

@@ -34,7 +34,7 @@ from lficam.models.plain import PlainClassifier
 from lficam.models.wrapped import is_factory_name
 from lficam.progress import progress_bar
 from lficam.recipes import Recipe
-from lficam.retrofit import compare_with, freeze_backbone, start_from
+from lficam.retrofit import compare_with, freeze_backbone, pretrained_classifier, start_from
 
 RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.json"
@@ -318,7 +318,7 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     preprocessing = Preprocessing(recipe.image_size, recipe.resize or recipe.image_size, recipe.mean, recipe.std)
     model = build(_model_config(recipe, source, preprocessing), recipe.model.pretrained)
     model.check_images(torch.empty(1, 3, recipe.image_size, recipe.image_size))
-    before = start_from(model, recipe.init_from) if recipe.init_from else None
+    before = _classifier_before(model, recipe)
     data = ImageData(source, preprocessing, recipe.batch_size, recipe.augmentation, recipe.seed, recipe.workers)
     task = ClassificationTask(model, recipe)
     if is_main:
@@ -344,6 +344,13 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
         write_json(directory / METRICS_FILE, metrics)
     trainer.strategy.barrier()
     return _open(directory, recipe, trainer.is_global_zero)
+
+
+def _classifier_before(model: PlainClassifier, recipe: Recipe) -> PlainClassifier | None:
+    """The trained classifier that the training starts from, its weights now in the model; None where there is none."""
+    if recipe.init_from:
+        return start_from(model, recipe.init_from)
+    return pretrained_classifier(model) if recipe.model.pretrained else None
 
 
 def _model_config(recipe: Recipe, source: Source, preprocessing: Preprocessing) -> ModelConfig:

@@ -1,0 +1,138 @@
+"""How alike the maps of two models are for the same pictures, and how alike they would be by chance.
+
+Maps are (N, 1, H, W), min-max in [0, 1], of the same pictures in the same order. All values are one a picture, (N,);
+NaN where a picture cannot be compared: the caller leaves it out and counts it.
+"""
+
+import torch
+from scipy.stats import rankdata
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from lficam.errors import InvalidInputError
+
+PAPER_THRESHOLD = 127 / 255
+
+
+def map_iou(maps: Tensor, others: Tensor, threshold: float = PAPER_THRESHOLD) -> Tensor:
+    """Intersection over union of the pixels at or above a threshold, in [0, 1], higher is more alike.
+
+    Source: section 4.4 of the paper (maps of 0 to 255, at 127 or more). NaN where both regions are empty: the union
+    is, and to call that perfect would reward flat maps.
+
+    >>> map_iou(torch.tensor([[[[1.0, 0.6, 0.0]]]]), torch.tensor([[[[1.0, 0.2, 0.8]]]])).item()
+    0.3333333432674408
+    """
+    _require_alike(maps, others)
+    one, other = maps >= threshold, others >= threshold
+    return _ratio(one & other, one | other)
+
+
+def area_matched_iou(maps: Tensor, others: Tensor, share: float) -> Tensor:
+    """`map_iou` of the same number of pixels of each map, its highest: size does not count, place does.
+
+    Args:
+        maps: (N, 1, H, W).
+        others: likewise.
+        share: of the pixels, in (0, 1]; at least one is taken. Of equal values the first in reading order are, so
+            that flat maps agree on nothing but an order.
+
+    Returns:
+        (N,); NaN where one of the maps is flat.
+
+    >>> area_matched_iou(torch.tensor([[[[1.0, 0.6, 0.5, 0.0]]]]), torch.tensor([[[[1.0, 0.2, 0.3, 0.0]]]]), 0.5).item()
+    0.3333333432674408
+    """
+    _require_alike(maps, others)
+    if not 0 < share <= 1:
+        raise InvalidInputError(f"share: expected more than 0 and at most 1, got {share}.")
+    flat = _is_flat(maps) | _is_flat(others)
+    one, other = (_highest(values, share) for values in (maps, others))
+    return _ratio(one & other, one | other).masked_fill(flat, torch.nan)
+
+
+def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
+    """Spearman's correlation of the pixels' values, in [-1, 1], higher is more alike; NaN where a map is flat.
+
+    >>> rank_correlation(torch.tensor([[[[0.0, 0.5, 1.0]]]]), torch.tensor([[[[0.0, 0.1, 1.0]]]])).item()
+    1.0
+    """
+    _require_alike(maps, others)
+    one, other = (_centred_ranks(values) for values in (maps, others))
+    flat = _is_flat(maps) | _is_flat(others)
+    scale = (one.square().sum(dim=1) * other.square().sum(dim=1)).sqrt()
+    return ((one * other).sum(dim=1) / scale.masked_fill(flat, 1.0)).masked_fill(flat, torch.nan).float()
+
+
+def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
+    """SSIM (Wang et al. 2004, window 11, by torchmetrics), in [-1, 1], higher is more alike.
+
+    >>> structural_similarity(torch.ones(2, 1, 16, 16), torch.ones(2, 1, 16, 16)).tolist()
+    [1.0, 1.0]
+    """
+    _require_alike(maps, others)
+    found = structural_similarity_index_measure(maps, others, data_range=1.0, reduction="none")
+    assert isinstance(found, Tensor)
+    return found.view(len(maps))
+
+
+def chance_corrected(value: Tensor, by_chance: Tensor) -> Tensor:
+    """(value - chance) / (1 - chance): 0 is no better than other pictures of the class, 1 is perfect.
+
+    NaN where chance itself is perfect, as it is for a map that never looks at the picture.
+
+    >>> chance_corrected(torch.tensor(0.75), torch.tensor(0.5)).item()
+    0.5
+    """
+    room = 1 - by_chance
+    perfect = room <= torch.finfo(room.dtype).eps
+    return ((value - by_chance) / room.masked_fill(perfect, 1.0)).masked_fill(perfect, torch.nan)
+
+
+def partners_of_one_class(labels: Tensor, seed: int = 0) -> Tensor:
+    """For each picture another one of its class, (N,) int64; -1 where it is the only one.
+
+    With maps of these in place of its own, a measure says how alike maps are that share a class and no picture.
+
+    >>> partners_of_one_class(torch.tensor([0, 1, 0])).tolist()
+    [2, -1, 0]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    partners = torch.full_like(labels, -1)
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten()
+        if len(members) > 1:
+            order = members[torch.randperm(len(members), generator=generator)]
+            partners[order] = order.roll(1)
+    return partners
+
+
+def _require_alike(maps: Tensor, others: Tensor) -> None:
+    if maps.shape != others.shape or maps.ndim != 4 or maps.shape[1] != 1:
+        raise InvalidInputError(
+            f"maps: expected two of (N, 1, H, W) for the same pictures, got {tuple(maps.shape)} and "
+            f"{tuple(others.shape)}."
+        )
+    if not (torch.isfinite(maps).all() and torch.isfinite(others).all()):
+        raise InvalidInputError("maps: got NaN or infinite values; a map must be finite.")
+
+
+def _is_flat(maps: Tensor) -> Tensor:
+    return maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))
+
+
+def _ratio(shared: Tensor, union: Tensor) -> Tensor:
+    count, total = shared.flatten(1).sum(dim=1), union.flatten(1).sum(dim=1)
+    return torch.where(total > 0, count / total.clamp(min=1), torch.nan)
+
+
+def _highest(maps: Tensor, share: float) -> Tensor:
+    flat = maps.flatten(1)
+    count = max(round(share * flat.shape[1]), 1)
+    order = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return torch.zeros_like(flat, dtype=torch.bool).scatter(1, order, True)
+
+
+def _centred_ranks(maps: Tensor) -> Tensor:
+    ranks = torch.from_numpy(rankdata(maps.flatten(1).cpu().numpy(), axis=1)).to(maps.device)
+    return ranks - ranks.mean(dim=1, keepdim=True)

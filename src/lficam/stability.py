@@ -1,0 +1,191 @@
+"""Do models trained alike explain alike? Maps of several runs on the same pictures, against each other and chance."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lficam.data.pictures import Pictures
+from lficam.data.transforms import normalise
+from lficam.errors import InvalidInputError
+from lficam.explainers import create_explainer
+from lficam.metrics.stability import (
+    area_matched_iou,
+    chance_corrected,
+    map_iou,
+    partners_of_one_class,
+    rank_correlation,
+    structural_similarity,
+)
+from lficam.models.plain import PlainClassifier
+from lficam.progress import progress_bar
+
+MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "iou": map_iou,
+    "iou_top_10": lambda maps, others: area_matched_iou(maps, others, 0.1),
+    "iou_top_30": lambda maps, others: area_matched_iou(maps, others, 0.3),
+    "rank_correlation": rank_correlation,
+    "structural_similarity": structural_similarity,
+}
+_BATCH = 128
+
+
+@dataclass
+class Stability:
+    """How alike the maps of some runs are.
+
+    Attributes:
+        facts: source, explainer, number of pictures, runs.
+        measures: a row a measure: ``value``, the mean over all pairs of runs; ``shuffled``, the same with another
+            picture of the class in place of one run's own; ``corrected``, (value - shuffled) / (1 - shuffled);
+            ``deviation`` of the value over the pairs; ``left_out``, the share of comparisons that could not be made.
+        pairs: a row a pair of runs, with each measure's value.
+        paper: the paper's protocol, mean IoU with the run of the best validation accuracy; None where a run has no
+            validation part, and so none may be chosen.
+    """
+
+    facts: dict[str, Any]
+    measures: list[dict[str, Any]]
+    pairs: list[dict[str, Any]]
+    paper: dict[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return dict(vars(self))
+
+
+def measure_stability(
+    models: Mapping[str, PlainClassifier],
+    pictures: Pictures,
+    source: str,
+    explainer: str = "attention",
+    limit: int = 1000,
+    validation: Mapping[str, float | None] | None = None,
+) -> Stability:
+    """Hold the maps of all pairs of models against each other.
+
+    Source: section 4.4 of the paper, whose IoU is the first measure. Beside it stands what maps of *different* pictures
+    of a class score: a map that never looks at its picture is perfectly stable and corrected to nothing.
+
+    Args:
+        models: trained, by name; at least two, with the same classes and preprocessing.
+        pictures: a test set.
+        source: its name, for the record.
+        explainer: whose maps; one that is asked for a class is asked for the true one.
+        limit: pictures at most, drawn from the whole set with a fixed seed.
+        validation: accuracy of each model on its validation part, for the paper's protocol.
+
+    Raises:
+        InvalidInputError: fewer than two models, or models of different classes or preprocessing.
+
+    >>> measure_stability({}, None, "none")
+    Traceback (most recent call last):
+    ...
+    lficam.errors.InvalidInputError: runs: expected at least two to compare, got 0.
+    """
+    _require_comparable(models)
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:limit].sort().values
+    sample = pictures.select(order)
+    maps = {name: _maps(model, sample, explainer) for name, model in models.items()}
+    partners = partners_of_one_class(sample.labels)
+    rows = [_pair(one, other, maps, partners) for one, other in combinations(maps, 2)]
+    return Stability(
+        facts={"source": source, "explainer": explainer, "pictures": len(sample), "runs": list(models)},
+        measures=[_measure(name, rows) for name in MEASURES],
+        pairs=[{"runs": row["runs"], **{name: row[name]["value"] for name in MEASURES}} for row in rows],
+        paper=_papers(rows, validation or {}, list(models)),
+    )
+
+
+def _require_comparable(models: Mapping[str, PlainClassifier]) -> None:
+    if len(models) < 2:
+        raise InvalidInputError(f"runs: expected at least two to compare, got {len(models)}.")
+    (first_name, first), *others = models.items()
+    for name, model in others:
+        for field in ("class_names", "preprocessing"):
+            if getattr(model.config, field) != getattr(first.config, field):
+                raise InvalidInputError(f"runs: {first_name} and {name} have different {field}; compare runs alike.")
+
+
+def _maps(model: PlainClassifier, pictures: Pictures, explainer: str) -> Tensor:
+    """(N, 1, S, S) on the CPU."""
+    preprocessing = model.config.preprocessing
+    assert preprocessing is not None
+    explain, device, found = create_explainer(explainer, model), next(model.parameters()).device, []
+    with progress_bar() as progress:
+        task = progress.add_task(f"{explainer} of {model.config.method}", total=len(pictures))
+        for images, part in pictures.batches(preprocessing, _BATCH):
+            target = pictures.labels[part].to(device) if explain.class_targeted else None
+            found.append(explain(normalise(images.to(device), preprocessing), target).cpu())
+            progress.advance(task, len(images))
+    return torch.cat(found)
+
+
+def _pair(one: str, other: str, maps: Mapping[str, Tensor], partners: Tensor) -> dict[str, Any]:
+    """Means over the pictures that can be compared, with their own maps and with those of partners."""
+    has_partner = partners >= 0
+    row: dict[str, Any] = {"runs": [one, other]}
+    for name, measure in MEASURES.items():
+        values = measure(maps[one], maps[other])
+        by_chance = measure(maps[one][has_partner], maps[other][partners[has_partner]])
+        row[name] = {
+            "value": float(values.nanmean()),
+            "shuffled": float(by_chance.nanmean()),
+            "left_out": float(values.isnan().float().mean()),
+        }
+    return row
+
+
+def _measure(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    values, shuffled, left_out = (
+        torch.tensor([row[name][key] for row in rows]) for key in ("value", "shuffled", "left_out")
+    )
+    corrected = chance_corrected(values.mean(), shuffled.mean())
+    return {
+        "measure": name,
+        "value": float(values.mean()),
+        "shuffled": float(shuffled.mean()),
+        "corrected": None if corrected.isnan() else float(corrected),
+        "deviation": float(values.std(correction=0)),
+        "left_out": float(left_out.mean()),
+    }
+
+
+def _papers(
+    rows: Sequence[Mapping[str, Any]], validation: Mapping[str, float | None], names: Sequence[str]
+) -> dict[str, Any] | None:
+    accuracies = {name: validation.get(name) for name in names}
+    if any(value is None for value in accuracies.values()):
+        return None
+    baseline = max(names, key=lambda name: accuracies[name] or 0.0)
+    values = [row["iou"]["value"] for row in rows if baseline in row["runs"]]
+    return {"baseline": baseline, "iou": sum(values) / len(values)}
+
+
+def save_stability_figure(stability: Stability, path: Path) -> None:
+    """The matrix of the pairs' IoU as a picture."""
+    names = stability.facts["runs"]
+    matrix = torch.eye(len(names))
+    for row in stability.pairs:
+        i, j = (names.index(name) for name in row["runs"])
+        matrix[i, j] = matrix[j, i] = row["iou"]
+    side = 2.2 + 0.7 * len(names)
+    figure = Figure(figsize=(side + 1, side), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(matrix.numpy(), vmin=0, vmax=1, cmap="viridis")
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    for i in range(len(names)):
+        for j in range(len(names)):
+            value = float(matrix[i, j])
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.6 else "white")
+    iou = stability.measures[0]
+    corrected = "n/a" if iou["corrected"] is None else f"{iou['corrected']:.2f}"
+    axes.set_title(f"IoU {iou['value']:.2f}, other pictures of the class {iou['shuffled']:.2f}, corrected {corrected}")
+    figure.colorbar(image)
+    figure.savefig(path)

@@ -1,0 +1,103 @@
+"""Stability against values worked out by hand, scipy, and what holds for every pair of maps."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from lficam.errors import InvalidInputError
+from lficam.metrics.stability import (
+    PAPER_THRESHOLD,
+    area_matched_iou,
+    chance_corrected,
+    map_iou,
+    partners_of_one_class,
+    rank_correlation,
+    structural_similarity,
+)
+
+
+def rows(*values):
+    return torch.tensor(values, dtype=torch.float32)[:, None, None, :]
+
+
+def random_maps(seed, count=3, side=12):
+    return torch.rand(count, 1, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def test_map_iou_by_hand():
+    maps = rows([1.0, 0.5, 0.4, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0])
+    others = rows([1.0, 0.3, 0.5, 0.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0])
+    found = map_iou(maps, others)
+    assert found[:2].tolist() == pytest.approx([1 / 3, 1 / 2])
+    assert math.isnan(found[2])
+    assert found[3] == 0
+    assert map_iou(rows([PAPER_THRESHOLD]), rows([1.0])).item() == 1
+
+
+def test_area_matched_iou_by_hand():
+    maps, others = rows([0.9, 0.8, 0.1, 0.0], [0.5, 0.5, 0.5, 0.5]), rows([0.2, 0.1, 0.9, 0.0], [1.0, 0.0, 0.0, 0.0])
+    half = area_matched_iou(maps, others, 0.5)
+    assert half[0].item() == pytest.approx(1 / 3)  # the first two against the first and third
+    assert math.isnan(half[1])
+    assert area_matched_iou(maps, others, 1.0)[0] == 1
+    assert area_matched_iou(maps, others, 0.01)[0] == 0  # one pixel each
+
+
+def test_rank_correlation_is_scipys():
+    maps, others = random_maps(0), random_maps(1).round(decimals=1)  # with ties
+    for one, other, found in zip(maps, others, rank_correlation(maps, others), strict=True):
+        assert found.item() == pytest.approx(spearmanr(one.flatten(), other.flatten()).statistic, abs=1e-6)
+    assert math.isnan(rank_correlation(torch.ones(1, 1, 2, 2), random_maps(0, 1, 2)))
+
+
+def test_structural_similarity_of_one_picture_at_a_time():
+    maps, others = random_maps(0), random_maps(1)
+    found = structural_similarity(maps, others)
+    assert found.shape == (3,)
+    assert structural_similarity(maps, maps).tolist() == pytest.approx([1.0] * 3)
+    alone = torch.cat([structural_similarity(a[None], b[None]) for a, b in zip(maps, others, strict=True)])
+    torch.testing.assert_close(found, alone)
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.1, 0.3, 0.5]))
+def test_they_are_symmetric_and_perfect_for_itself(seed, share):
+    maps, others = random_maps(seed), random_maps(seed + 1)
+    for measure in (map_iou, lambda a, b: area_matched_iou(a, b, share), rank_correlation, structural_similarity):
+        torch.testing.assert_close(measure(maps, others), measure(others, maps), rtol=1e-4, atol=1e-5)
+        assert measure(maps, maps).tolist() == pytest.approx([1.0] * 3, abs=1e-5)
+    # Any monotone change of a map leaves its order as it was.
+    torch.testing.assert_close(area_matched_iou(maps.square(), others, share), area_matched_iou(maps, others, share))
+    torch.testing.assert_close(rank_correlation(maps.square(), others), rank_correlation(maps, others))
+
+
+def test_chance_is_taken_off():
+    found = chance_corrected(torch.tensor([0.7, 0.4, 1.0, 0.5]), torch.tensor([0.4, 0.4, 0.2, 1.0]))
+    assert found[:3].tolist() == pytest.approx([0.5, 0.0, 1.0])
+    assert math.isnan(found[3])
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(0, 5))
+def test_partners_share_a_class_and_no_picture(labels, seed):
+    labels = torch.tensor(labels)
+    partners = partners_of_one_class(labels, seed)
+    for index, partner in enumerate(partners.tolist()):
+        if partner < 0:
+            assert (labels == labels[index]).sum() == 1
+        else:
+            assert partner != index
+            assert labels[partner] == labels[index]
+    assert len(set(partners[partners >= 0].tolist())) == int((partners >= 0).sum())
+
+
+@pytest.mark.parametrize("measure", [map_iou, rank_correlation, structural_similarity])
+def test_maps_that_do_not_fit_are_refused(measure):
+    with pytest.raises(InvalidInputError, match="same pictures"):
+        measure(torch.zeros(2, 1, 4, 4), torch.zeros(3, 1, 4, 4))
+    with pytest.raises(InvalidInputError, match="finite"):
+        measure(torch.full((1, 1, 12, 12), torch.nan), torch.zeros(1, 1, 12, 12))
+    with pytest.raises(InvalidInputError, match="share"):
+        area_matched_iou(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), 0)
