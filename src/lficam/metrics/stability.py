@@ -46,7 +46,7 @@ def area_matched_iou(maps: Tensor, others: Tensor, share: float) -> Tensor:
     _require_alike(maps, others)
     if not 0 < share <= 1:
         raise InvalidInputError(f"share: expected more than 0 and at most 1, got {share}.")
-    flat = _is_flat(maps) | _is_flat(others)
+    flat = is_flat(maps) | is_flat(others)
     one, other = (_highest(values, share) for values in (maps, others))
     return _ratio(one & other, one | other).masked_fill(flat, torch.nan)
 
@@ -59,7 +59,7 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     """
     _require_alike(maps, others)
     one, other = (_centred_ranks(values) for values in (maps, others))
-    flat = _is_flat(maps) | _is_flat(others)
+    flat = is_flat(maps) | is_flat(others)
     scale = (one.square().sum(dim=1) * other.square().sum(dim=1)).sqrt()
     return ((one * other).sum(dim=1) / scale.masked_fill(flat, 1.0)).masked_fill(flat, torch.nan).float()
 
@@ -117,7 +117,12 @@ def _require_alike(maps: Tensor, others: Tensor) -> None:
         raise InvalidInputError("maps: got NaN or infinite values; a map must be finite.")
 
 
-def _is_flat(maps: Tensor) -> Tensor:
+def is_flat(maps: Tensor) -> Tensor:
+    """Whether a map has one value everywhere, (N,) bool.
+
+    >>> is_flat(torch.zeros(1, 1, 2, 2)).item()
+    True
+    """
     return maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))
 
 

@@ -1,0 +1,152 @@
+"""Faithfulness against values worked out by hand, slow rewrites and torchcam's and grad-cam's own measures."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence, IncreaseInConfidence
+from scipy.stats import pearsonr, spearmanr
+
+from lficam.errors import InvalidInputError
+from lficam.metrics.faithfulness import (
+    adcc,
+    average_drop,
+    average_gain,
+    deletion,
+    insertion,
+    patch_deletion_correlation,
+    patch_drops,
+)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(3, 3, 12, 10, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def maps():
+    return torch.rand(3, 1, 12, 10, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return torch.randn(3, 12, 10, generator=torch.Generator().manual_seed(2))
+
+
+def test_drops_of_a_linear_score_are_what_the_patches_hold(images, weights):
+    drops = patch_drops(lambda pictures: (pictures * weights).sum(dim=(1, 2, 3)), images, patches=4, fill=0.5)
+    contribution = ((images - 0.5) * weights).sum(dim=1)
+    for row in range(4):
+        for column in range(4):
+            held = contribution[:, 3 * row : 3 * row + 3, column * 10 // 4 : (column + 1) * 10 // 4].sum(dim=(1, 2))
+            torch.testing.assert_close(drops[:, row, column], held, rtol=1e-3, atol=1e-3)
+
+
+def test_a_linear_score_is_fully_explained_by_its_terms(images, weights):
+    drops = patch_drops(lambda pictures: (pictures * weights).sum(dim=(1, 2, 3)), images, patches=4)
+    terms = (images * weights).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(patch_deletion_correlation(drops, terms), torch.ones(3))
+    torch.testing.assert_close(patch_deletion_correlation(drops, -terms), -torch.ones(3))
+
+
+def test_patch_deletion_correlation_is_spearmans(maps):
+    drops = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(3))[..., :4]
+    found = patch_deletion_correlation(drops, maps)
+    for n in range(3):
+        sums = [
+            maps[n, 0, 3 * i : 3 * i + 3, j * 10 // 4 : (j + 1) * 10 // 4].sum() for i in range(4) for j in range(4)
+        ]
+        assert found[n].item() == pytest.approx(spearmanr(torch.stack(sums), drops[n].flatten()).statistic, abs=1e-5)
+    assert math.isnan(patch_deletion_correlation(drops[:1], torch.ones(1, 1, 12, 10)))
+
+
+def test_insertion_and_deletion_are_the_slow_curves(images, maps, weights):
+    def score(pictures):
+        return (pictures * weights).sum(dim=(1, 2, 3)).sigmoid()
+
+    fill = images.mean(dim=(2, 3), keepdim=True).expand_as(images)
+    for measure, start, end in ((deletion, images, fill), (insertion, fill, images)):
+        found = measure(score, images, maps, steps=5, fill=fill)
+        for n in range(3):
+            order = maps[n].flatten().argsort(descending=True)
+            values = []
+            for step in range(6):
+                picture = start[n].clone().flatten(1)
+                moved = order[: math.ceil(step * 120 / 5)]
+                picture[:, moved] = end[n].flatten(1)[:, moved]
+                values.append(float((picture.view(3, 12, 10) * weights).sum().sigmoid()))
+            area = sum((a + b) / 2 / 5 for a, b in pairwise(values))
+            assert found[n].item() == pytest.approx(area, abs=1e-5)
+
+
+def test_the_right_order_wins_and_blank_pictures_are_even(images, weights):
+    def score(pictures):
+        return (pictures * weights).sum(dim=(1, 2, 3))
+
+    terms = (images * weights).sum(dim=1, keepdim=True)
+    assert (deletion(score, images, terms) < deletion(score, images, -terms)).all()
+    assert (insertion(score, images, terms) > insertion(score, images, -terms)).all()
+
+
+class Probabilities(torch.nn.Module):
+    def __init__(self, weights):
+        super().__init__()
+        self.weights = weights
+
+    def forward(self, pictures):
+        logit = (pictures * self.weights).mean(dim=(1, 2, 3)) * 20
+        return torch.stack((logit, -logit), dim=1).softmax(dim=1)
+
+
+def test_average_drop_and_gain_are_of_the_same_masked_pictures_as_grad_cams(images, maps, weights):
+    """Grad-cam's drop and increase are of absolute scores; they tell where each is zero."""
+    model = Probabilities(weights)
+    targets = [lambda output: output[0]] * 3
+    drop = average_drop(lambda pictures: model(pictures)[:, 0], images, maps)
+    gain = average_gain(lambda pictures: model(pictures)[:, 0], images, maps)
+    peer_drop = DropInConfidence()(images, maps[:, 0].numpy(), targets, model)
+    peer_increase = IncreaseInConfidence()(images, maps[:, 0].numpy(), targets, model)
+    before = model(images)[:, 0].numpy()
+    assert drop.numpy() * before == pytest.approx(peer_drop, abs=1e-5)
+    assert ((gain > 0).numpy() == peer_increase.astype(bool)).all()
+    assert (drop[gain > 0] == 0).all()
+
+
+def test_a_map_of_ones_neither_drops_nor_gains_and_adcc_is_not_fooled(images, weights):
+    ones = torch.ones(3, 1, 12, 10)
+    model = Probabilities(weights)
+
+    def probability(pictures):
+        return model(pictures)[:, 0]
+
+    assert (average_drop(probability, images, ones) == 0).all()
+    assert (average_gain(probability, images, ones) == 0).all()
+    assert (adcc(torch.zeros(3), ones, ones) == 0).all()
+
+
+def test_adcc_by_hand(maps):
+    other = torch.rand(3, 1, 12, 10, generator=torch.Generator().manual_seed(5))
+    drop = torch.tensor([0.1, 0.5, 1.0])
+    found = adcc(drop, maps, other)
+    for n in range(2):
+        coherency = (1 + pearsonr(maps[n].flatten(), other[n].flatten()).statistic) / 2
+        complexity = maps[n].mean().item()
+        expected = 3 / (1 / coherency + 1 / (1 - complexity) + 1 / (1 - drop[n].item()))
+        assert found[n].item() == pytest.approx(expected, abs=1e-5)
+    assert found[2] == 0
+
+
+def test_what_does_not_fit_is_refused(images, maps):
+    def score(pictures):
+        return pictures.sum(dim=(1, 2, 3))
+
+    with pytest.raises(InvalidInputError, match="patches: expected 1 to 10, got 11"):
+        patch_drops(score, images, patches=11)
+    with pytest.raises(InvalidInputError, match="fill"):
+        deletion(score, images, maps, fill=torch.zeros(1, 3, 2, 2))
+    with pytest.raises(InvalidInputError, match="steps"):
+        insertion(score, images, maps, steps=0)
+    with pytest.raises(InvalidInputError, match="maps"):
+        patch_deletion_correlation(torch.zeros(2, 4, 4), maps)
