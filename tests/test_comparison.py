@@ -124,3 +124,27 @@ def test_the_command_and_its_section_of_the_report(run, folder, tmp_path, capsys
     assert "either --images or --data" in capsys.readouterr().err
     images = ["--images", str(folder / "test" / "cat"), "--count", "1", "--out", str(tmp_path / "images")]
     assert main(["compare", str(directory), *images, "--explainers", "attention"]) == 0
+
+
+def test_unbalanced_pairs_end_with_what_there_is():
+    images = torch.zeros(6, 3, SIZE, SIZE, dtype=torch.uint8)
+    pictures = Pictures(images, torch.tensor([0, 0, 0, 0, 0, 1]), ["a", "b"], list("uvwxyz"))
+    questions = questions_of_pairs(pictures, Preprocessing(SIZE, SIZE), 6)
+    assert {(question.asked, question.other) for question in questions} == {(0, 1), (1, 0)}
+    assert len(questions) == 2
+
+
+def test_wrong_use_of_the_command_is_one_sentence(run, folder, tmp_path, capsys):
+    images = str(folder / "test" / "cat")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("x")
+    handmade = lficam.create_model("cifar_resnet20", num_classes=2)
+    handmade.save_pretrained(tmp_path / "handmade")
+    for words, said in (
+        ([str(run.directory), "--images", images, "--count", "0"], "--count: expected at least 1"),
+        ([str(run.directory), "--images", images, "--pairs", "true"], "--pairs takes the pictures of --data"),
+        ([str(run.directory), "--images", images, "--out", str(tmp_path / "mine")], "holds other content"),
+        ([str(tmp_path / "handmade"), "--images", images], "no preprocessing"),
+    ):
+        assert main(["compare", *words]) == 2
+        assert said in capsys.readouterr().err

@@ -141,3 +141,13 @@ def test_maps_lie_on_the_pictures_own_pixels(picture):
 def test_what_is_no_picture_says_so(given, message):
     with pytest.raises(DataError, match=message):
         make().predict([given])
+
+
+def test_tensors_of_every_kind_are_read_or_refused(picture):
+    model = make()
+    grey = torch.rand(20, 30, requires_grad=True)
+    half = torch.rand(3, 20, 30).bfloat16()
+    assert len(model.predict([grey, half])) == 2
+    with pytest.raises(DataError, match="floats in"):
+        model.predict(torch.randn(3, 20, 30))
+    assert model.predict(picture, class_name=2).label == "2"

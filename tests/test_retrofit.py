@@ -117,3 +117,26 @@ def test_other_trunks_and_classes_are_refused(plain_run, tmp_path):
         start_from(bottleneck, plain_run)
     with pytest.raises(RunError):
         start_from(model_like(), tmp_path / "nowhere")
+
+
+def test_a_run_without_preprocessing_is_given_the_trainings(plain_run, tmp_path):
+    model = load(plain_run)
+    model.config.preprocessing = None
+    model.save_pretrained(tmp_path)
+    assert start_from(model_like(), tmp_path).config.preprocessing == Preprocessing(16, 16)
+
+
+def test_a_stopped_retrofit_goes_on_when_the_run_it_came_from_is_gone(plain_run, folder, tmp_path):
+    import shutil
+
+    origin = shutil.copytree(plain_run, tmp_path / "origin")
+    recipe = small_recipe(f"folder:{folder}", init_from=str(origin), freeze="backbone")
+    run = fit(recipe, tmp_path / "run").directory
+    (run / "metrics.json").unlink()
+    shutil.rmtree(origin)
+    assert "retrofit" not in fit(recipe, run).metrics
+
+
+def test_a_random_trunk_is_not_frozen():
+    with pytest.raises(InvalidInputError, match="freeze: backbone would keep random weights"):
+        small_recipe("folder:x", freeze="backbone").check()

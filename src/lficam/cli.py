@@ -183,6 +183,10 @@ def recipe_from(options: Namespace) -> Recipe:
 
 def _run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="a run directory")
+    _model_arguments(parser)
+
+
+def _model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--device", type=Literal["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
     parser.add_argument(
         "--model",
@@ -278,8 +282,12 @@ def compare(options: Namespace) -> dict[str, Any]:
 
     if bool(options.images) == bool(options.data):
         raise InvalidInputError("compare: expected either --images or --data.")
+    if options.pairs and options.images:
+        raise InvalidInputError("compare: --pairs takes the pictures of --data.")
+    if options.count < 1:
+        raise InvalidInputError(f"--count: expected at least 1, got {options.count}.")
     model = _load(options)
-    preprocessing = model.config.preprocessing
+    preprocessing = model.config.required_preprocessing()
     if options.images:
         name, questions = "images", room.questions_of_files(find_images(options.images)[: options.count], preprocessing)
     else:
@@ -301,7 +309,7 @@ def _stability_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=1000, help="pictures at most, drawn from the whole set")
     parser.add_argument("--minimum", type=float, default=None, help="exit with 1 if the corrected IoU is below")
     parser.add_argument("--figure", type=str, default=None, metavar="FILE", help="draw the matrix of the pairs")
-    parser.add_argument("--device", type=Literal["auto", "cpu", "cuda", "mps"], default="auto", help="where to compute")
+    _model_arguments(parser)
 
 
 def stability(options: Namespace) -> dict[str, Any]:
@@ -314,9 +322,9 @@ def stability(options: Namespace) -> dict[str, Any]:
     from lficam.tables import print_rows
 
     device = resolve_device(options.device)
-    models = {run: load(run).to(device) for run in options.runs}
+    models = {run: load(run, options.model).to(device) for run in options.runs}
     validation = {run: read_record(Path(run) / "metrics.json").get("val_accuracy") for run in options.runs}
-    size = next(iter(models.values())).config.preprocessing.size  # type: ignore[union-attr]
+    size = next(iter(models.values())).config.required_preprocessing().size
     pictures = load_source(options.data, size, with_train=False).test
     found = measure_stability(models, pictures, options.data, options.explainer, options.limit, validation)
     print_rows(f"{options.explainer}, {found.facts['pictures']} pictures, all pairs of runs", found.measures)
@@ -382,7 +390,7 @@ def _params_arguments(parser: ArgumentParser) -> None:
         metavar="RECIPE",
         help="names or files; the rows of the paper's Table 3 by default",
     )
-    parser.add_argument("--classes", type=int, default=1000, help="number of classes of a recipe that names no data")
+    parser.add_argument("--classes", type=int, default=1000, help="number of classes of every model")
 
 
 def params(options: Namespace) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lficam.contract import ClassIndex, Preprocessing, in_eval_mode
 from lficam.data.images import read_image
 from lficam.data.pictures import Pictures
 from lficam.data.transforms import normalise, prepare
-from lficam.errors import DataError, InvalidInputError, UnknownNameError
+from lficam.errors import DataError, InvalidInputError, RunError, UnknownNameError
 from lficam.explainers import EXPLAINERS, create_explainer
 from lficam.files import write_json
 from lficam.models.plain import PlainClassifier
@@ -102,7 +102,9 @@ def questions_of_pairs(pictures: Pictures, preprocessing: Preprocessing, count: 
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0)).tolist()
     for first in order[: max(count // 2, 1)]:
         one = int(pictures.labels[first])
-        second = next(index for index in reversed(order) if int(pictures.labels[index]) != one)
+        second = next((index for index in reversed(order) if int(pictures.labels[index]) != one), None)
+        if second is None or first not in order:  # all of another class are taken, or this one is
+            continue
         order.remove(second)
         other = int(pictures.labels[second])
         pair = torch.cat(list(pictures.prepared([first, second], preprocessing)), dim=2)
@@ -136,12 +138,13 @@ def compare(
     Raises:
         UnknownNameError: no such explainer.
         InvalidInputError: a named explainer that the model cannot carry, or a model without preprocessing.
+        RunError: ``out`` holds other content than an earlier comparison.
     """
-    preprocessing = model.config.preprocessing
-    if preprocessing is None:
-        raise InvalidInputError("model: it has no preprocessing; load a trained one with lficam.load.")
+    preprocessing = model.config.required_preprocessing()
+    if not questions:
+        raise InvalidInputError("count: expected at least one row, got none.")
     comparison = Comparison(Path(out))
-    comparison.directory.mkdir(parents=True, exist_ok=True)
+    _clear(comparison.directory)
     device = next(model.parameters()).device
     images = [normalise(question.image[None].to(device), preprocessing) for question in questions]
     with in_eval_mode(model), torch.inference_mode():
@@ -177,6 +180,16 @@ def compare(
     save_gallery_figure(comparison.directory, comparison.rows, comparison.directory / FIGURE_FILE)
     write_json(comparison.directory / COMPARISON_FILE, comparison.to_dict())
     return comparison
+
+
+def _clear(directory: Path) -> None:
+    """Make the directory, or take away what an earlier comparison left in it; anything else is not touched."""
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if not (directory / COMPARISON_FILE).is_file():
+            raise RunError(f"out: {directory} holds other content; name a new directory. Nothing was changed.")
+        for old in directory.glob("[0-9][0-9][0-9].png"):
+            old.unlink()
+    directory.mkdir(parents=True, exist_ok=True)
 
 
 def _carried(model: PlainClassifier, names: Sequence[str]) -> list[str]:

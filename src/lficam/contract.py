@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -115,6 +116,18 @@ class ModelConfig:
         """Plain values, fit for JSON."""
         return asdict(self)
 
+    def required_preprocessing(self) -> Preprocessing:
+        """What pictures must pass before the model.
+
+        Raises:
+            InvalidInputError: a model made by hand, which has none.
+        """
+        if self.preprocessing is None:
+            raise InvalidInputError(
+                "model: it has no preprocessing; load a trained one with lficam.load, or set it in model.config."
+            )
+        return self.preprocessing
+
     def label(self, class_idx: int) -> str:
         """The name of a class, or its number where the model knows no names."""
         return self.class_names[class_idx] if self.class_names else str(class_idx)
@@ -210,10 +223,12 @@ def resolve_class_idx(class_idx: ClassIndex, logits: Tensor, read_values: bool =
     count, classes = logits.shape
     if class_idx is None:
         return logits.argmax(dim=1)
-    if isinstance(class_idx, int):
-        class_idx = [class_idx] * count
+    if isinstance(class_idx, Tensor) and class_idx.is_floating_point():
+        raise InvalidInputError(f"class_idx: expected integers, got {class_idx.dtype}.")
     if isinstance(class_idx, Tensor) and read_values:
         class_idx = class_idx.tolist()
+    if isinstance(class_idx, int | Integral):
+        class_idx = [int(class_idx)] * count
     if not isinstance(class_idx, Tensor):
         outside = [i for i in class_idx if not 0 <= i < classes]
         if outside:
@@ -243,10 +258,9 @@ def target_scores(target: Target, logits: Tensor, answers: Tensor | None = None)
     """
     if callable(target):
         scores = target(logits)
-        if tuple(scores.shape) != (len(logits),):
-            raise InvalidInputError(
-                f"class_idx: expected a function of logits (N, C) that gives (N,), got {tuple(scores.shape)}."
-            )
+        shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        if shape != (len(logits),):
+            raise InvalidInputError(f"class_idx: expected a function of logits (N, C) that gives (N,), got {shape}.")
         return scores
     asked = resolve_class_idx(target, logits, read_values=True).unsqueeze(1)
     return (logits if answers is None else answers).gather(1, asked).squeeze(1)

@@ -17,7 +17,7 @@ from lficam.contract import Preprocessing, in_eval_mode
 from lficam.data.pictures import Pictures
 from lficam.data.sources import load_source
 from lficam.data.transforms import normalise
-from lficam.errors import DataError, InvalidInputError
+from lficam.errors import DataError
 from lficam.explainers import create_explainer
 from lficam.explainers.base import Explainer
 from lficam.files import write_json
@@ -132,9 +132,7 @@ def evaluate(
     >>> evaluate(model, pictures, "three black pictures").facts["parameters"]
     419922
     """
-    preprocessing = model.config.preprocessing
-    if preprocessing is None:
-        raise InvalidInputError("model: it has no preprocessing; load a trained one with lficam.load.")
+    preprocessing = model.config.required_preprocessing()
     _require_same_classes(model, pictures, source)
     with in_eval_mode(model), progress_bar() as progress:
         subject = _Subject(model, pictures, preprocessing, batch_size, progress)
@@ -167,17 +165,14 @@ def evaluate(
 
 def top1_error(model: PlainClassifier, pictures: Pictures, batch_size: int = 128) -> dict[str, float]:
     """A model's top-1 error on a set: value and 95 % interval (``low``, ``high``); asked in eval mode."""
-    assert model.config.preprocessing is not None
     with in_eval_mode(model), progress_bar() as progress:
-        subject = _Subject(model, pictures, model.config.preprocessing, batch_size, progress)
+        subject = _Subject(model, pictures, model.config.required_preprocessing(), batch_size, progress)
         return _error(subject.logits(model, "classifying"), pictures, 1)
 
 
 def evaluate_run(run: str | Path, model: PlainClassifier, source: str) -> Evaluation:
     """`evaluate` on a source by name; the records go to ``RUN/evaluation/SOURCE``."""
-    preprocessing = model.config.preprocessing
-    size = preprocessing.size if preprocessing else 0
-    pictures = load_source(source, size, with_train=False).test
+    pictures = load_source(source, model.config.required_preprocessing().size, with_train=False).test
     return evaluate(model, pictures, source, evaluation_directory(run, source))
 
 
@@ -404,8 +399,8 @@ def _two_object_panels(subject: _Subject, index: int) -> tuple[list[Tensor], lis
     asked = pictures.object_labels[index].tolist()
     for number, (this, that) in enumerate((asked, asked[::-1])):
         evidence = create_explainer("class_evidence", subject.model, versus=[that])(images, [this], raw=True)
-        box = (subject.boxes[index, number] * factor).tolist()
-        panels.append(draw_box(overlay_signed(shown, evidence[0].cpu()), box))
+        panel, box = overlay_signed(shown, evidence[0].cpu()), subject.boxes[index, number] * factor
+        panels.append(panel if box.isnan().any() else draw_box(panel, box.tolist()))
         captions.append(f"{pictures.class_names[this]}, not {pictures.class_names[that]}")
     return panels, captions
 

@@ -117,7 +117,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def explain_images(
-    model: TrainedClassifier, pictures: Sequence[Picture], class_name: str | None = None, batch_size: int = 32
+    model: TrainedClassifier, pictures: Sequence[Picture], class_name: str | int | None = None, batch_size: int = 32
 ) -> Iterator[Explanation | DataError]:
     """Explain pictures one by one, as they are asked for; one that cannot be read gives its error in its place.
 
@@ -137,15 +137,16 @@ def explain_images(
     >>> [explanation.crop for explanation in explain_images(model, [Image.new("RGB", (64, 32))])]
     [(16.0, 0.0, 48.0, 32.0)]
     """
-    preprocessing = model.config.preprocessing
-    if preprocessing is None:
-        raise InvalidInputError("model: it has no preprocessing; load a trained one with lficam.load.")
-    class_idx = None if class_name is None else _class_index(model, class_name)
+    preprocessing = model.config.required_preprocessing()
+    class_idx = None if class_name is None else _class_index(model, str(class_name))
     return _explain_all(model, preprocessing, pictures, class_idx, batch_size)
 
 
 def predict(
-    model: TrainedClassifier, pictures: Picture | Sequence[Picture], class_name: str | None = None, batch_size: int = 32
+    model: TrainedClassifier,
+    pictures: Picture | Sequence[Picture],
+    class_name: str | int | None = None,
+    batch_size: int = 32,
 ) -> Explanation | list[Explanation]:
     """Label, probabilities and maps of one picture or a list: `explain_images` for people. See there.
 

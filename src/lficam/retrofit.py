@@ -41,6 +41,7 @@ def start_from(model: PlainClassifier, run: str | Path) -> PlainClassifier:
                 f"init_from: {run} has {field} {theirs}, the training {ours}; they must be the same."
             )
     trained = load(run, name if is_factory_name(name) else None)
+    trained.config.preprocessing = trained.config.preprocessing or model.config.preprocessing
     try:
         model.backbone.load_state_dict(trained.backbone.state_dict())
     except RuntimeError as error:
@@ -66,21 +67,22 @@ def freeze_backbone(model: PlainClassifier) -> None:
     model.backbone.get_classifier().train().requires_grad_(True)
 
 
-def compare_with(before: PlainClassifier, after: PlainClassifier, pictures: Pictures) -> dict[str, Any]:
+def compare_with(before: PlainClassifier, after: PlainClassifier, pictures: Pictures, device: str) -> dict[str, Any]:
     """What a retrofit changed, on the test pictures, and the time it adds to a picture.
 
     Returns:
         Top-1 error before and after with 95 % intervals, the points of accuracy gained (percent), and the latency of
-        one picture: ``explain`` with all maps after, the label alone before; medians in turn, in milliseconds.
+        one picture: ``explain`` with all maps after, the label alone before; medians in turn, in milliseconds, on
+        ``device``. Both models are left there.
     """
-    device = next(after.parameters()).device
-    before, after = before.to(device).eval(), after.eval()
+    before, after = before.to(device).eval(), after.to(device).eval()
     errors = {"error_before": top1_error(before, pictures), "error_after": top1_error(after, pictures)}
     size = after.config.preprocessing.size  # type: ignore[union-attr]
     old, new = _latency(before, after, torch.zeros(1, 3, size, size, device=device))
     gained = 100 * (errors["error_before"]["value"] - errors["error_after"]["value"])
     return {
         **errors,
+        "device": device,
         "points_gained": round(gained, 3),
         "latency_before_ms": round(old, 3),
         "latency_after_ms": round(new, 3),

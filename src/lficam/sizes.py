@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lficam.models.factory import create_model
+from lficam.models.wrapped import is_factory_name
 from lficam.recipes import paper_figures, recipe_from_values, recipe_values
 
 
@@ -38,7 +39,7 @@ def model_sizes(recipes: Sequence[str] = (), num_classes: int = 1000) -> list[di
 def _size(name: str, num_classes: int, in_paper: float | None) -> dict[str, Any]:
     options = recipe_from_values(recipe_values(name)).model
     method_options: dict[str, Any] = options.method_options()
-    with torch.device("meta"):
+    with torch.device("cpu" if is_factory_name(options.backbone) else "meta"):
         model = create_model(options.backbone, options.method, num_classes, options.backbone_args, **method_options)
     all_of_it, trunk = count_parameters(model), count_parameters(model.backbone)
     return {

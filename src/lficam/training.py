@@ -316,9 +316,9 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     _require_enough(source, recipe.devices)
     pl.seed_everything(recipe.seed, verbose=False)
     preprocessing = Preprocessing(recipe.image_size, recipe.resize or recipe.image_size, recipe.mean, recipe.std)
-    model = build(_model_config(recipe, source, preprocessing), recipe.model.pretrained)
+    model = build(_model_config(recipe, source, preprocessing), recipe.model.pretrained and not recipe.init_from)
     model.check_images(torch.empty(1, 3, recipe.image_size, recipe.image_size))
-    before = _classifier_before(model, recipe)
+    before = _classifier_before(model, recipe, (directory / LAST_CHECKPOINT).is_file())
     data = ImageData(source, preprocessing, recipe.batch_size, recipe.augmentation, recipe.seed, recipe.workers)
     task = ClassificationTask(model, recipe)
     if is_main:
@@ -338,16 +338,19 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
             progress.close()
     if trainer.is_global_zero:
         metrics = _choose_weights(directory, task, trainer, best)
-        if before is not None:
-            metrics["retrofit"] = compare_with(before, model, source.test)
-        model.save_pretrained(directory)
+        model.save_pretrained(directory)  # before anything else is tried: it is what the training was for
         write_json(directory / METRICS_FILE, metrics)
     trainer.strategy.barrier()
+    if trainer.is_global_zero and before is not None:
+        told = compare_with(before, model, source.test, resolve_device(recipe.device))
+        write_json(directory / METRICS_FILE, {**metrics, "retrofit": told})
     return _open(directory, recipe, trainer.is_global_zero)
 
 
-def _classifier_before(model: PlainClassifier, recipe: Recipe) -> PlainClassifier | None:
+def _classifier_before(model: PlainClassifier, recipe: Recipe, resumed: bool) -> PlainClassifier | None:
     """The trained classifier that the training starts from, its weights now in the model; None where there is none."""
+    if recipe.init_from and resumed and not Path(recipe.init_from).is_dir():
+        return None  # the checkpoint has all weights; there is only nothing left to compare with
     if recipe.init_from:
         return start_from(model, recipe.init_from)
     return pretrained_classifier(model) if recipe.model.pretrained else None
@@ -356,13 +359,19 @@ def _classifier_before(model: PlainClassifier, recipe: Recipe) -> PlainClassifie
 def _model_config(recipe: Recipe, source: Source, preprocessing: Preprocessing) -> ModelConfig:
     return ModelConfig(
         backbone=recipe.model.backbone,
-        backbone_args=dict(recipe.model.backbone_args),
+        backbone_args=_backbone_args(recipe),
         method=recipe.model.method,
         options=recipe.model.method_options(),
         num_classes=len(source.test.class_names),
         class_names=list(source.test.class_names),
         preprocessing=preprocessing,
     )
+
+
+def _backbone_args(recipe: Recipe) -> dict[str, Any]:
+    """The user's own network is tried at the size of the training's pictures, unless another is named."""
+    size = {"image_size": recipe.image_size} if is_factory_name(recipe.model.backbone) else {}
+    return {**size, **recipe.model.backbone_args}
 
 
 def _require_free(directory: Path, recipe: Recipe, resume: str) -> None:
@@ -432,7 +441,7 @@ def _trainer(recipe: Recipe, directory: Path, validated: bool) -> tuple[pl.Train
         trainer = pl.Trainer(
             accelerator=device,
             devices=recipe.devices,
-            strategy="ddp" if recipe.devices > 1 else "auto",
+            strategy=_strategy(recipe),
             precision="bf16-mixed" if bfloat16 else "32-true",
             max_epochs=recipe.epochs,
             # The row of an epoch is written before its checkpoint, so that a resumed run never misses one.
@@ -445,6 +454,13 @@ def _trainer(recipe: Recipe, directory: Path, validated: bool) -> tuple[pl.Train
             log_every_n_steps=50,
         )
     return trainer, best, progress
+
+
+def _strategy(recipe: Recipe) -> str:
+    if recipe.devices == 1:
+        return "auto"
+    # The user's own network may have layers that its forward function leaves out.
+    return "ddp_find_unused_parameters_true" if is_factory_name(recipe.model.backbone) else "ddp"
 
 
 @contextmanager

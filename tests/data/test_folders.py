@@ -140,3 +140,63 @@ def test_the_size_from_the_header_is_that_of_the_picture(tmp_path, orientation):
     with pytest.raises(DataError):
         image_size(tmp_path / "absent.jpg")
     assert torch.equal(read_image(tmp_path / "a.jpg"), torch.zeros_like(read_image(tmp_path / "a.jpg")))
+
+
+def test_annotations_of_the_test_part_leave_training_alone(tmp_path):
+    write_folder(tmp_path)
+    names = [f"test/{label}/{i}.png" for label in ("cat", "dog") for i in range(10)]
+    (tmp_path / "annotations.json").write_text(json.dumps(coco(names)))
+    source = load_source(f"folder:{tmp_path}", val_fraction=0)
+    assert source.train.boxes is None
+    assert source.test.boxes is not None
+
+
+def test_annotations_of_a_turned_picture_are_refused(tmp_path):
+    write_folder(tmp_path, parts=("test",))
+    image = Image.fromarray(np.zeros((20, 24, 3), np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "test" / "cat" / "0.png", exif=exif)
+    names = [f"{label}/{i}.png" for label in ("cat", "dog") for i in range(10)]
+    (tmp_path / "test" / "annotations.json").write_text(json.dumps(coco(names)))
+    with pytest.raises(DataError, match=r"for 24 x 20 pixels, the picture \(upright\) has 20 x 24"):
+        load_source(f"folder:{tmp_path}", with_train=False)
+
+
+def test_an_object_without_box_and_outline_is_no_object(tmp_path):
+    write_folder(tmp_path)
+    content = coco([f"test/{label}/{i}.png" for label in ("cat", "dog") for i in range(10)])
+    del content["annotations"][0]["bbox"]
+    content["annotations"][0]["segmentation"] = {"counts": [1], "size": [20, 24]}
+    del content["annotations"][1]["bbox"]
+    (tmp_path / "annotations.json").write_text(json.dumps(content))
+    boxes = load_source(f"folder:{tmp_path}", with_train=False).test.boxes
+    assert boxes[0].isnan().all()
+    assert boxes[1, 0, 0].tolist() == [2, 4, 8, 12]  # around its outline
+
+
+def test_an_annotations_file_inside_a_class_folder_is_none(tmp_path):
+    write_folder(tmp_path, parts=(".",))
+    (tmp_path / "cat" / "annotations.json").write_text("{}")
+    assert load_source(f"folder:{tmp_path}").test.boxes is None
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("file_name,label\n0.png,cat\n1.png,\n", "1.png without a label"),
+        ("file_name,label\n0.png,cat\n/etc/hosts,dog\n", "/etc/hosts outside its folder"),
+    ],
+)
+def test_rows_that_do_not_say_enough_are_named(tmp_path, table, message):
+    write_flat(tmp_path, ROWS)
+    (tmp_path / "metadata.csv").write_text(table)
+    with pytest.raises(DataError, match=message):
+        load_source(f"folder:{tmp_path}")
+
+
+def test_a_table_from_a_spreadsheet_is_read(tmp_path):
+    write_flat(tmp_path, ROWS)
+    rows = "".join(f"{name},{label}\n" for name, label in ROWS)
+    (tmp_path / "metadata.csv").write_text("file_name,label\n" + rows, encoding="utf-8-sig")
+    assert load_source(f"folder:{tmp_path}", val_fraction=0).test.class_names == ["cat", "dog"]

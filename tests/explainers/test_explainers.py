@@ -1,5 +1,6 @@
 """One contract suite for all explainers, and each against a peer library or a slow rewrite."""
 
+import numpy as np
 import pytest
 import torch
 from pytorch_grad_cam import GradCAM as PeerGradCAM
@@ -415,3 +416,26 @@ def test_a_model_without_a_linear_head_is_told_apart():
         create_explainer("cam", model)
     assert model.explain(torch.zeros(1, 3, 32, 32)).evidence is None
     assert create_explainer("grad_cam", model)(torch.rand(1, 3, 64, 64)).shape == (1, 1, 64, 64)
+
+
+@pytest.mark.parametrize("name", EXPLAINERS)
+def test_a_batch_of_none_gives_none(models, name):
+    assert small(name, models["lfi"])(torch.zeros(0, 3, 16, 24)).shape == (0, 1, 16, 24)
+
+
+def test_classes_come_in_every_integer_form(models, images):
+    explain = create_explainer("cam", models["plain"])
+    expected = explain(images, 3)
+    for form in (np.int64(3), torch.tensor(3), [np.int64(3)] * 4, torch.full((4,), 3, dtype=torch.int32)):
+        torch.testing.assert_close(explain(images, form), expected)
+    with pytest.raises(InvalidInputError, match="expected integers"):
+        explain(images, torch.full((4,), 3.0))
+    with pytest.raises(InvalidInputError, match="got float"):
+        create_explainer("grad_cam", models["plain"])(images, lambda logits: 1.0)
+
+
+def test_rise_sums_in_full_precision_whatever_the_passes_are_in(models, images):
+    exact = create_explainer("rise", models["plain"], count=64)(images, 3, raw=True)
+    fast = create_explainer("rise", models["plain"], count=64, precision="auto")(images, 3, raw=True)
+    # Probabilities of bfloat16 passes differ by their rounding, sums of 64 of them by less.
+    torch.testing.assert_close(fast, exact, rtol=2e-3, atol=2e-3 * float(exact.max()))

@@ -220,3 +220,46 @@ def test_functions_that_are_not_the_network_and_wrong_names_are_refused():
         lficam.wrap(classifier, "2", method="abn", image_size=16)
     with pytest.raises(UnknownNameError, match="method"):
         lficam.wrap(classifier, "2", method="cam", image_size=16)
+
+
+class Twice(nn.Module):
+    """One layer called at two places, and another that is never called."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.relu = nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 3), nn.ReLU()
+        self.fc, self.unused = nn.Linear(4, 5), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.fc(self.relu(self.second(self.relu(self.first(x)))).mean((2, 3)))
+
+
+def test_a_layer_called_twice_is_cut_at_its_last_call():
+    model = lficam.wrap(Twice().eval(), "relu", image_size=16)
+    assert model.linear_head is not None
+    assert model.forward_features(images).shape == (2, 4, 29, 45)
+
+
+def test_what_the_method_adds_has_the_type_of_the_classifier():
+    model = lficam.wrap(network().double().eval(), "2", method="lfi", image_size=16, fin="pointwise")
+    assert model.explain(images.double()).logits.dtype == torch.float64
+
+
+def test_a_single_logit_can_be_wrapped():
+    model = lficam.wrap(network(1).eval(), "2", image_size=16)
+    assert lficam.create_explainer("class_evidence", model)(images, 0).shape == (2, 1, 64, 96)
+
+
+def test_a_run_of_a_factory_is_loaded_with_a_network_too(tmp_path):
+    class Small(WithTimmsMethods):
+        pass
+
+    model = lficam.create_model(f"{HERE}:WithTimmsMethods", "plain", 7).eval()
+    model.save_pretrained(tmp_path)
+    assert torch.equal(lficam.load(tmp_path, Small(7))(images), model(images))
+
+
+@pytest.mark.parametrize("argument", ["checkpoint_path", "pretrained_cfg", "cache_dir"])
+def test_a_configuration_cannot_make_timm_read_files(argument):
+    with pytest.raises(InvalidInputError, match=f"backbone_args: {argument} is not taken"):
+        lficam.create_model("resnet18", "plain", 7, {argument: "somewhere"})

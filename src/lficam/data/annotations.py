@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from lficam.data.images import image_size
 from lficam.data.pictures import OnDemand
 from lficam.errors import DataError
 
@@ -85,9 +86,9 @@ def read_annotations(file: Path, names: Sequence[str], classes: Sequence[str]) -
             found.setdefault(key, []).append(row)
         sizes = {row["file_name"]: (int(row["height"]), int(row["width"])) for row in images.values()}
         rows = [found.get(key, []) for key in zip(names, classes, strict=True)]
-        boxes = [[_box(row) for row in of_one] for of_one in rows]
+        boxes = [[box for row in of_one for box in _box(row)] for of_one in rows]
         polygons = [[polygon for row in of_one for polygon in _polygons(row)] for of_one in rows]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"data: {file} is not in COCO's form: images, annotations, categories ({reason}).") from error
     if not any(boxes):
@@ -95,17 +96,31 @@ def read_annotations(file: Path, names: Sequence[str], classes: Sequence[str]) -
             f"data: {file} tells of no object in any of the {len(names)} pictures; its file_name must be relative to "
             "its own folder, and its categories the names of the classes."
         )
+    for name in names:
+        _require_upright(file.parent / name, sizes.get(name))
     outlined = all(polygons) and all(name in sizes for name in names)
     masks = OnDemand(zip(polygons, map(sizes.get, names), strict=True), drawn_mask) if outlined else None
     return Objects(stack_boxes(boxes), masks)
 
 
-def _box(row: dict[str, Any]) -> tuple[float, float, float, float]:
+def _require_upright(path: Path, told: tuple[int, int] | None) -> None:
+    """Refuse boxes of a picture that is turned, by its EXIF tag, or of another size than the one shown."""
+    if told is not None and told != image_size(path):
+        found = image_size(path)
+        raise DataError(
+            f"data: annotations of {path} are for {told[1]} x {told[0]} pixels, the picture (upright) has "
+            f"{found[1]} x {found[0]}; make them fit."
+        )
+
+
+def _box(row: dict[str, Any]) -> list[tuple[float, float, float, float]]:
+    """The object's box, or the one around its outline; none where it has neither."""
     if "bbox" in row:
         x, y, width, height = row["bbox"]
-        return x, y, x + width, y + height
-    corners = torch.tensor([value for polygon in _polygons(row) for value in polygon]).view(-1, 2)
-    return (*corners.amin(dim=0).tolist(), *corners.amax(dim=0).tolist())
+        return [(x, y, x + width, y + height)]
+    outline = [value for polygon in _polygons(row) for value in polygon]
+    across, down = outline[::2], outline[1::2]
+    return [(min(across), min(down), max(across), max(down))] if down else []
 
 
 def _polygons(row: dict[str, Any]) -> list[list[float]]:

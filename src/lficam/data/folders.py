@@ -35,11 +35,11 @@ class Listing:
     labels: Tensor
     class_names: list[str]
 
-    def read(self, indices: Tensor | None = None) -> Pictures:
-        """Decode the pictures, or some of them, with the objects that an ``annotations.json`` beside them tells of."""
+    def read(self, indices: Tensor | None = None, with_objects: bool = False) -> Pictures:
+        """Decode the pictures, or some of them; for a test with what an ``annotations.json`` beside them tells of."""
         chosen = list(range(len(self.paths))) if indices is None else indices.tolist()
         paths, labels = [self.paths[i] for i in chosen], self.labels[chosen]
-        objects = self._objects(paths, labels)
+        objects = self._objects(paths, labels) if with_objects else None
         names = [str(path.relative_to(self.root)) for path in paths]
         return Pictures(
             read_files(paths, self.root.name),
@@ -53,8 +53,8 @@ class Listing:
 
     def _objects(self, paths: Sequence[Path], labels: Tensor) -> Objects | None:
         """Of the nearest ``annotations.json``: in the folder of the part, else at the root."""
-        part = self.root / paths[0].relative_to(self.root).parts[0]
-        for folder in (part, self.root):
+        parts = [folder for folder in part_folders(self.root).values() if paths[0].is_relative_to(folder)]
+        for folder in (*parts, self.root):
             file = folder / ANNOTATIONS_FILE
             if file.is_file():
                 relative = [path.relative_to(folder).as_posix() for path in paths]
@@ -120,7 +120,7 @@ def _by_table(rows: Sequence[tuple[Path, str]]) -> dict[str, list[Path]]:
 def _labelled_rows(table: Path) -> list[tuple[Path, str]] | None:
     """(file, label) of Hugging Face's table of an image folder; None where it has no labels."""
     try:
-        with table.open(newline="", encoding="utf-8") as file:
+        with table.open(newline="", encoding="utf-8-sig") as file:
             rows: list[dict[str, Any]] = (
                 list(csv.DictReader(file))
                 if table.suffix == ".csv"
@@ -128,10 +128,15 @@ def _labelled_rows(table: Path) -> list[tuple[Path, str]] | None:
             )
     except (ValueError, csv.Error) as error:
         raise DataError(f"data: {table} is no readable table ({error}).") from error
-    if not rows or any("file_name" not in row for row in rows):
+    if not rows or not all(isinstance(row, dict) and isinstance(row.get("file_name"), str) for row in rows):
         raise DataError(f"data: {table} needs a column file_name, and label where folders do not tell the class.")
     if any("label" not in row for row in rows):
         return None
+    unlabelled = [row["file_name"] for row in rows if row["label"] in (None, "")]
+    outside = [row["file_name"] for row in rows if not (table.parent / row["file_name"]).is_relative_to(table.parent)]
+    for names, fault in ((unlabelled, "without a label"), (outside, "outside its folder")):
+        if names:
+            raise DataError(f"data: {table} names {names[0]} {fault} ({len(names)} such rows).")
     labelled = [(table.parent / row["file_name"], str(row["label"])) for row in rows]
     missing = [path for path, _ in labelled if not path.is_file()]
     if missing:

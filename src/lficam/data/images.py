@@ -93,7 +93,9 @@ def to_pixels(picture: Image.Image | np.ndarray | Tensor) -> Tensor:
     [255]
     """
     if isinstance(picture, Tensor):
-        picture = picture.detach().cpu().movedim(0, -1).numpy() if picture.ndim == 3 else picture.numpy()
+        values = picture.detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+        picture = (values.movedim(0, -1) if values.ndim == 3 else values).numpy()
     if isinstance(picture, np.ndarray):
         picture = _image_of(picture)
     if not isinstance(picture, Image.Image):
@@ -109,6 +111,8 @@ def _image_of(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8:
         if not np.issubdtype(pixels.dtype, np.number):
             raise DataError(f"picture: expected numbers, got {pixels.dtype}.")
+        if np.issubdtype(pixels.dtype, np.floating) and (np.nanmin(pixels) < 0 or np.nanmax(pixels) > 1):
+            raise DataError("picture: expected floats in [0, 1]; undo any normalisation, or pass uint8.")
         pixels = _to_bytes(pixels, "picture")
     return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and shape[2] == 1 else pixels)
 

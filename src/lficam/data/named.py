@@ -1,6 +1,8 @@
 """Data sets by name, downloaded where their publishers allow it: CIFAR, STL-10, pets, cats and dogs, ImageNet."""
 
 import os
+import zipfile
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -72,9 +74,10 @@ def imagenet(part: str) -> Pictures:
         ) from error
     paths = [Path(path) for path, _ in data.samples]
     names = [str(path.relative_to(root)) for path in paths]
-    return Pictures(
-        read_files(paths, "imagenet"), torch.tensor(data.targets), [words[0] for words in data.classes], names
-    )
+    # Two names stand for two classes each ("crane", "maillot"): those are told apart by all their words.
+    first = Counter(words[0] for words in data.classes)
+    class_names = [words[0] if first[words[0]] == 1 else ", ".join(words) for words in data.classes]
+    return Pictures(read_files(paths, "imagenet"), torch.tensor(data.targets), class_names, names)
 
 
 def oxford_pets(part: str) -> Pictures:
@@ -107,9 +110,11 @@ def cats_and_dogs() -> Listing:
     root = data_root() / "cats-and-dogs"
     if not (root / "PetImages").is_dir():
         try:
-            download_and_extract_archive(CATS_AND_DOGS_URL, root, remove_finished=True)
-        except (OSError, URLError, RuntimeError) as error:
+            # Beside, and renamed once whole: an interrupted extraction is not taken for the set.
+            download_and_extract_archive(CATS_AND_DOGS_URL, root, root / "unpacking", remove_finished=True)
+        except (OSError, URLError, RuntimeError, zipfile.BadZipFile) as error:
             raise _no_download("cats-and-dogs", error) from error
+        (root / "unpacking" / "PetImages").rename(root / "PetImages")
     for name in _EMPTY_IN_CATS_AND_DOGS:
         (root / "PetImages" / name).unlink(missing_ok=True)
     return list_folder(root / "PetImages", root / "PetImages")

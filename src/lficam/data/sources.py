@@ -99,7 +99,7 @@ def _load_folder(name: str, root: Path, val_fraction: float, seed: int, with_tra
         raise DataError(f"data: {root} has no train folder beside {test_root.name}; add one, or evaluate on it only.")
     train = list_folder(root, parts["train"]) if "train" in parts else None
     class_names = train.class_names if train else None
-    source = Source(name, test=list_folder(root, test_root, class_names).read())
+    source = Source(name, test=list_folder(root, test_root, class_names).read(with_objects=True))
     if train and with_train and "val" in parts and "test" in parts:
         source.train, source.validation = train.read(), list_folder(root, parts["val"], class_names).read()
     elif train and with_train:
@@ -110,7 +110,7 @@ def _load_folder(name: str, root: Path, val_fraction: float, seed: int, with_tra
 def _split_listing(name: str, listing: Listing, val_fraction: float, seed: int, with_train: bool) -> Source:
     """A set without parts: the test share is drawn from the list, before anything is decoded."""
     rest, test = _stratified(listing.labels, None, _TEST_SHARE, _SPLIT_SEED, "a test folder")
-    source = Source(name, test=listing.read(test))
+    source = Source(name, test=listing.read(test, with_objects=True))
     if with_train:
         source.train, source.validation = _split(listing.read(rest), val_fraction, seed)
     return source

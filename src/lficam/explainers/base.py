@@ -61,6 +61,8 @@ class Explainer(ABC):
                     f"class_idx: got {target}, but {self.name} has one map whatever the class; "
                     "leave class_idx out, or use class_evidence."
                 )
+        if len(images) == 0:
+            return [images.new_zeros(0, 1, *images.shape[-2:]) for _ in targets]
         with in_eval_mode(self.model), torch.no_grad():
             maps = self.raw_maps_for(images, targets)
         return maps if raw else [self._normalised(of_one, (images.shape[-2], images.shape[-1])) for of_one in maps]

@@ -88,4 +88,4 @@ class LayerCAM(_FromGradients):
 
     def combine(self, features: Tensor, gradients: Tensor) -> Tensor:
         """Positive gradients as weights, place by place."""
-        return (gradients.relu() * features).sum(dim=1, keepdim=True).relu()
+        return LF.full_precision(lambda g, f: (g.relu() * f).sum(dim=1, keepdim=True).relu())(gradients, features)

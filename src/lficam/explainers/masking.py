@@ -38,8 +38,13 @@ def fast_classifier(model: ExplainableClassifier, precision: Precision) -> Itera
     narrow: AbstractContextManager = nullcontext()
     if precision == "auto" and native_bfloat16(device):
         narrow = torch.autocast(device, torch.bfloat16)
-    with torch.inference_mode(), narrow:
-        yield runner
+
+    def classify(images: Tensor) -> Tensor:
+        with narrow:
+            return runner(images)
+
+    with torch.inference_mode():
+        yield classify
 
 
 def logits_under_masks(

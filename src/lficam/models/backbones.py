@@ -18,6 +18,8 @@ from lficam.models.wrapped import WrappedBackbone, is_factory_name, wrapped_fact
 # nn.Module's own types do not know.
 Backbone = Any
 
+# Arguments by which timm would read files or addresses: a run's configuration must not make it.
+_READS_FILES = ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir")
 _PASSES_THROUGH = (nn.Identity, nn.Flatten, nn.Dropout)
 _TIMM_STAGES = ("layer1", "layer2", "layer3", "layer4")
 
@@ -47,6 +49,11 @@ def create_backbone(
     >>> create_backbone("cifar_resnet20", 10).num_features, create_backbone("resnet18", 10).num_features
     (64, 512)
     """
+    reading = [key for key in _READS_FILES if key in (arguments or {})]
+    if reading:
+        raise InvalidInputError(
+            f"backbone_args: {reading[0]} is not taken; load weights with --init-from or pretrained."
+        )
     if is_factory_name(name):
         if pretrained:
             raise InvalidInputError(f"pretrained: {name} is the user's own; let it load its weights itself.")

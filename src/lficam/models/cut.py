@@ -56,7 +56,7 @@ class Cut:
                 network.train(training)
                 whole = _with_fixed_randomness(network, network, images)
                 parts = _with_fixed_randomness(network, lambda images: self._run_all(network, images), images)
-            if not torch.equal(whole, parts):
+            if not (isinstance(whole, Tensor) and isinstance(parts, Tensor) and torch.equal(whole, parts)):
                 mode = "training" if training else "evaluation"
                 raise InvalidInputError(
                     f"features: cut at {', '.join(self.stages)}, the parts differ from the whole in {mode} mode; "
@@ -120,7 +120,10 @@ def _with_fixed_randomness(network: nn.Module, run: Callable[[Tensor], Tensor], 
 
 def _end(network: nn.Module, graph: fx.Graph, stage: str) -> fx.Node:
     """The last step inside the stage, or the step of that name."""
-    inside = [node for node in graph.nodes if stage in node.meta.get("nn_module_stack", {})]
+    # The values of the stack, because a second call of the same layer has a key of its own.
+    inside = [
+        node for node in graph.nodes if stage in (name for name, _ in node.meta.get("nn_module_stack", {}).values())
+    ]
     named = [node for node in graph.nodes if node.name == stage]
     if inside or named:
         return (inside or named)[-1]

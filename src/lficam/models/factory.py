@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from lficam.contract import ModelConfig, Preprocessing
@@ -14,7 +15,7 @@ from lficam.models.abn import ABNClassifier
 from lficam.models.backbones import Backbone, create_backbone
 from lficam.models.lfi import LFIClassifier
 from lficam.models.plain import PlainClassifier
-from lficam.models.wrapped import Function, WrappedBackbone, is_factory_name, wrapped_factory
+from lficam.models.wrapped import Function, WrappedBackbone, call_factory, factory_arguments, is_factory_name, wrapped
 
 _METHODS: dict[str, Callable[[Backbone, ModelConfig], PlainClassifier]] = {
     "plain": lambda backbone, config: PlainClassifier(backbone, **config.options),
@@ -26,11 +27,11 @@ _METHODS: dict[str, Callable[[Backbone, ModelConfig], PlainClassifier]] = {
 def build(config: ModelConfig, pretrained: bool = False, backbone: Backbone | None = None) -> PlainClassifier:
     """A model from its configuration, which stays with it as ``model.config``; random weights unless ``pretrained``.
 
-    A ``backbone`` that exists already is taken as it is.
+    A ``backbone`` that exists already is taken as it is, one with a single logit too.
     """
     if config.method not in _METHODS:
         raise UnknownNameError("method", config.method, _METHODS)
-    if config.num_classes < 2:
+    if config.num_classes < 2 and backbone is None:
         raise InvalidInputError(f"num_classes: expected at least 2, got {config.num_classes}.")
     try:
         if backbone is None:
@@ -116,7 +117,8 @@ def wrap(
     Args:
         classifier: images (N, 3, H, W) to logits (N, C).
         features: the stage that gives the last map before pooling, such as ``layer4``: a layer of ``named_modules`` or
-            a step of the forward function, cut with `torch.fx`; or a function from images to that map (N, K, h, w).
+            a step of the forward function, cut with `torch.fx`; or a function from images to that map (N, K, h, w): a
+            method of the classifier follows a deep copy, a closure keeps the original's weights.
         head: with a function for ``features``, the one from that map to the logits.
         method: ``plain`` or ``lfi`` (``abn`` copies the last stage of a ResNet that timm or lficam made).
         image_size: side in pixels of a picture that the classifier takes.
@@ -149,9 +151,12 @@ def wrap(
         preprocessing=preprocessing,
     )
     model = build(config, backbone=backbone)
-    for module in model.modules():
-        if module not in set(classifier.modules()):
-            module.training = classifier.training
+    weight = next(classifier.parameters(), torch.empty(0))
+    for name, part in model.named_children():
+        if name != "backbone":
+            part.to(weight.device, weight.dtype)
+    for module in set(model.modules()) - set(classifier.modules()):
+        module.training = classifier.training
     return model
 
 
@@ -206,11 +211,8 @@ def _given_backbone(
             "(on the command line --model MODULE:FACTORY)."
         )
     if isinstance(model, str):
-        return wrapped_factory(model, config.num_classes, config.backbone_args)
-    image_size, stage = config.backbone_args["image_size"], config.backbone_args.get("features", features)
-    if stage is None:
-        raise InvalidInputError("features: the run's trunk was given as two functions; give features= and head= again.")
-    backbone = WrappedBackbone(model, stage, head, image_size)
+        model = call_factory(model, config.num_classes, factory_arguments(config.backbone_args))
+    backbone = wrapped(model, config.backbone_args, features, head)
     if backbone.num_classes != config.num_classes:
         raise InvalidInputError(f"model: it has {backbone.num_classes} classes, the run {config.num_classes}.")
     return backbone

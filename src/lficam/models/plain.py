@@ -54,7 +54,7 @@ class PlainClassifier(nn.Module):
         return hub.write(directory, self.config.to_dict(), self.state_dict())
 
     def predict(
-        self, pictures: Picture | Sequence[Picture], class_name: str | None = None, batch_size: int = 32
+        self, pictures: Picture | Sequence[Picture], class_name: str | int | None = None, batch_size: int = 32
     ) -> Explanation | list[Explanation]:
         """Label, probabilities and maps of pictures, in their own pixels: `lficam.predict.predict`.
 
@@ -127,7 +127,8 @@ class PlainClassifier(nn.Module):
             class_idx: the class whose evidence is asked for, one for all or one per image; None: the predicted one.
 
         Returns:
-            `Prediction`. ``evidence.mean(dim=(1, 2, 3)) + bias[class_idx]`` is ``logits[:, class_idx]`` to rounding.
+            `Prediction`. ``evidence.mean(dim=(1, 2, 3)) + bias[class_idx]`` is ``logits[:, class_idx]`` to rounding; in
+            training mode not where a wrapped network's own head drops out behind pooling.
         """
         features = self.forward_features(images)
         attended = self.attend(features, images)

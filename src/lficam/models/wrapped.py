@@ -56,7 +56,7 @@ class WrappedBackbone(nn.Module):
         except (RuntimeError, ValueError) as error:
             raise InvalidInputError(
                 f"classifier: {type(self.network).__name__} did not take {image_size} x {image_size} pixels "
-                f"({str(error).splitlines()[0]}); give its image_size."
+                f"({(str(error).splitlines() or [''])[0]}); give its image_size."
             ) from error
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -142,25 +142,39 @@ def call_factory(name: str, num_classes: int, arguments: Mapping[str, Any]) -> n
     return network
 
 
+def factory_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``backbone_args`` that a factory gets: not where its network is cut, and at what size that is tried."""
+    return {key: value for key, value in arguments.items() if key not in ("features", "image_size")}
+
+
 def wrapped_factory(name: str, num_classes: int, arguments: Mapping[str, Any]) -> WrappedBackbone:
-    """A network of the user's own as a trunk, cut at ``features`` or at its own ``forward_features``.
+    """A network of the user's own as a trunk, by its factory's name.
 
     Raises:
-        InvalidInputError: a network that says neither, or one with another number of classes.
+        InvalidInputError: as `call_factory` and `wrapped`, or a network with another number of classes.
     """
-    others = {key: value for key, value in arguments.items() if key not in ("features", "image_size")}
-    network = call_factory(name, num_classes, others)
-    image_size = arguments.get("image_size", 224)
-    if "features" in arguments:
-        backbone = WrappedBackbone(network, arguments["features"], image_size=image_size)
-    elif hasattr(network, "forward_features") and hasattr(network, "forward_head"):
-        own: Any = network
-        backbone = WrappedBackbone(network, own.forward_features, own.forward_head, image_size)
-    else:
-        raise InvalidInputError(
-            f"backbone: {name} gives a {type(network).__name__} without forward_features and forward_head; "
-            "name its last stage in backbone_args, such as {features: layer4}."
-        )
+    backbone = wrapped(call_factory(name, num_classes, factory_arguments(arguments)), arguments)
     if backbone.num_classes != num_classes:
         raise InvalidInputError(f"backbone: {name} gives {backbone.num_classes} classes, asked for {num_classes}.")
     return backbone
+
+
+def wrapped(
+    network: Any, arguments: Mapping[str, Any], features: Function | None = None, head: Function | None = None
+) -> WrappedBackbone:
+    """A network cut at ``features`` of its arguments, into two functions, or at its own ``forward_features``.
+
+    Raises:
+        InvalidInputError: a network that says none of them.
+    """
+    image_size = arguments.get("image_size", 224)
+    if "features" in arguments:
+        return WrappedBackbone(network, arguments["features"], image_size=image_size)
+    if features is not None:
+        return WrappedBackbone(network, features, head, image_size)
+    if hasattr(network, "forward_features") and hasattr(network, "forward_head"):
+        return WrappedBackbone(network, network.forward_features, network.forward_head, image_size)
+    raise InvalidInputError(
+        f"backbone: {type(network).__name__} has no forward_features and forward_head; name its last stage in "
+        "backbone_args, such as {features: layer4}, or give features= and head= as two functions."
+    )

@@ -130,6 +130,9 @@ class Recipe:
         for name, holds in bounds.items():
             if not holds:
                 raise InvalidInputError(f"{name}: got {getattr(self, name)}, out of range; see lficam train --help.")
+        own = ":" in self.model.backbone  # the user's factory may load weights itself
+        if self.freeze == "backbone" and not (self.init_from or self.model.pretrained or own):
+            raise InvalidInputError("freeze: backbone would keep random weights; give --init-from RUN or --pretrained.")
         if not self.data:
             raise InvalidInputError("data: no source given; pass --data, such as --data folder:PATH.")
 
@@ -164,7 +167,10 @@ def recipe_from_values(values: Mapping[str, Any]) -> Recipe:
     >>> recipe_from_values(recipe_values("cifar10_resnet110_lfi")).model.backbone
     'cifar_resnet110'
     """
-    return Recipe(**{**values, "model": ModelOptions(**values.get("model", {}))})
+    try:
+        return Recipe(**{**values, "model": ModelOptions(**values.get("model", {}))})
+    except TypeError as error:
+        raise InvalidInputError(f"config: settings that no recipe has ({error}).") from error
 
 
 def recipe_values(name_or_path: str) -> dict[str, Any]:
