@@ -264,6 +264,7 @@ def test_every_shipped_recipe_is_a_valid_recipe():
     for name in recipe_names():
         recipe = recipe_from_values(recipe_values(name))
         recipe.data = recipe.data or "folder:PATH"
+        recipe.init_from = "RUN" if recipe.freeze == "backbone" else ""  # named on the command line
         recipe.check()
         with torch.device("meta"):
             lficam.create_model(

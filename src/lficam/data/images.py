@@ -111,7 +111,8 @@ def _image_of(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8:
         if not np.issubdtype(pixels.dtype, np.number):
             raise DataError(f"picture: expected numbers, got {pixels.dtype}.")
-        if np.issubdtype(pixels.dtype, np.floating) and (np.nanmin(pixels) < 0 or np.nanmax(pixels) > 1):
+        finite = pixels[np.isfinite(pixels)]
+        if np.issubdtype(pixels.dtype, np.floating) and finite.size and not 0 <= finite.min() <= finite.max() <= 1:
             raise DataError("picture: expected floats in [0, 1]; undo any normalisation, or pass uint8.")
         pixels = _to_bytes(pixels, "picture")
     return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and shape[2] == 1 else pixels)
