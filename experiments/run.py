@@ -131,6 +131,8 @@ def records(experiment: str, entry: Entry, runs: Path, data: str | None) -> Iter
     }
     yield {**common, "dataset": "training", "metric": "seconds_per_epoch", "value": metrics["seconds_per_epoch"]}
     for metric, figure in metrics.get("retrofit", {}).items():
+        if isinstance(figure, str):  # the device
+            continue
         value, interval = _value(figure)
         row = {**common, "dataset": "retrofit", "metric": metric, "value": value}
         yield row | ({"interval95": interval} if interval else {})
