@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 SCENES = ("digits-in-scenes", "two-digits")
 MARKS = ("planted-shortcut", "planted-shortcut-conflict", "planted-shortcut-clean")
 ON_RESNET18 = {"backbone": "resnet18", "fin": "pointwise"}
-AS_IN_THE_DEMO = {"epochs": 6, "image_size": 40}
+SHORT = {"epochs": 6, "image_size": 40}
 
 
 @dataclass
@@ -42,10 +42,10 @@ class Entry:
 
 EXPERIMENTS: dict[str, list[Entry]] = {
     "scenes": [
-        Entry("LFI-CAM", "digits_in_scenes", AS_IN_THE_DEMO, SCENES),
-        Entry("plain", "digits_in_scenes_plain", AS_IN_THE_DEMO, SCENES),
-        Entry("ABN", "digits_in_scenes_abn", AS_IN_THE_DEMO, SCENES),
-        Entry("LFI-CAM, w = 1/K", "digits_in_scenes_uniform", AS_IN_THE_DEMO, SCENES),
+        Entry("LFI-CAM", "digits_in_scenes", SHORT, SCENES),
+        Entry("plain", "digits_in_scenes_plain", SHORT, SCENES),
+        Entry("ABN", "digits_in_scenes_abn", SHORT, SCENES),
+        Entry("LFI-CAM, w = 1/K", "digits_in_scenes_uniform", SHORT, SCENES),
     ],
     "scenes-64px": [
         Entry("LFI-CAM", "digits_in_scenes", tests=SCENES),
