@@ -9,7 +9,6 @@ its own above what the model and one forward pass take. The peers need ``pip ins
 import argparse
 import json
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -121,14 +120,21 @@ def in_turn(methods: dict[str, Callable[[], object]], rounds: int, warm_up: bool
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def resident_megabytes(field: str) -> float:
+    """VmRSS, what the process holds, or VmHWM, the most it held since its peak was reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
 def peak_megabytes(backbone: str, size: int, queue) -> None:
-    """In a process of its own: how much Score-CAM's peak is above the model's and a forward pass's."""
+    """In a process of its own: how much Score-CAM's peak is above what model and libraries hold (Linux)."""
     plain, _ = models(backbone)
     image = torch.randn(1, 3, size, size)
     forward(plain, image)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident_megabytes("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which a new process inherits from its parent
     lficam.create_explainer("score_cam", plain)(image, CLASS)
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    queue.put(resident_megabytes("VmHWM") - before)
 
 
 def measure_memory(backbone: str, size: int) -> float:
