@@ -5,6 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
+import lficam
+from lficam.contract import Preprocessing
 from lficam.recipes import ModelOptions, Recipe
 
 torch.set_num_threads(1)  # the suite runs in two processes on two cores
@@ -37,6 +39,18 @@ def small_recipe(data, **settings):
         "val_fraction": 0.0,
     }
     return Recipe(data=str(data), model=model, **{**defaults, **settings})
+
+
+DIGIT_SIZE = 24
+
+
+def digit_model(method="lfi", classes=10, backbone="cifar_resnet20", seed=0):
+    """An untrained model of the embedded digits, with names and preprocessing as a trained one has them."""
+    torch.manual_seed(seed)
+    model = lficam.create_model(backbone, method, classes)
+    model.config.class_names = [str(number) for number in range(classes)]
+    model.config.preprocessing = Preprocessing(DIGIT_SIZE, DIGIT_SIZE)
+    return model.eval()
 
 
 @pytest.fixture(scope="session")

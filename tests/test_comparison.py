@@ -22,24 +22,16 @@ from lficam.data.pictures import Pictures
 from lficam.data.scenes import load_scenes
 from lficam.errors import DataError, InvalidInputError, UnknownNameError
 
-SIZE = 24
-
-
-def make(method="lfi", backbone="cifar_resnet20"):
-    torch.manual_seed(0)
-    model = lficam.create_model(backbone, method, 10)
-    model.config.class_names = [str(number) for number in range(10)]
-    model.config.preprocessing = Preprocessing(SIZE, SIZE)
-    return model.eval()
+from .conftest import DIGIT_SIZE, digit_model
 
 
 @pytest.fixture(scope="module")
 def two_digits():
-    return load_scenes("two-digits", "test", SIZE).select(torch.arange(0, 200, 20))
+    return load_scenes("two-digits", "test", DIGIT_SIZE).select(torch.arange(0, 200, 20))
 
 
 def test_a_picture_of_two_objects_is_asked_for_each(two_digits, tmp_path):
-    model = make()
+    model = digit_model()
     questions = questions_of_set(two_digits, model.config.preprocessing, 4)
     labels = two_digits.object_labels[[0, 9]].tolist()
     assert [(question.asked, question.other) for question in questions] == [
@@ -61,12 +53,12 @@ def test_a_picture_of_two_objects_is_asked_for_each(two_digits, tmp_path):
 
 
 def test_pairs_put_two_classes_side_by_side():
-    model = make()
-    digits = load_scenes("digits-in-scenes", "test", SIZE).select(torch.arange(0, 200, 10))
+    model = digit_model()
+    digits = load_scenes("digits-in-scenes", "test", DIGIT_SIZE).select(torch.arange(0, 200, 10))
     questions = questions_of_pairs(digits, model.config.preprocessing, 6)
     assert len(questions) == 6
     for one, other in zip(questions[::2], questions[1::2], strict=True):
-        assert one.image.shape == (3, SIZE, 2 * SIZE)
+        assert one.image.shape == (3, DIGIT_SIZE, 2 * DIGIT_SIZE)
         assert torch.equal(one.image, other.image)
         assert (one.asked, one.other) == (other.other, other.asked)
         assert one.asked != one.other
@@ -76,7 +68,7 @@ def test_pairs_put_two_classes_side_by_side():
 
 
 def test_files_are_asked_for_what_the_model_predicts(tmp_path):
-    model = make("plain")
+    model = digit_model("plain")
     Image.new("RGB", (30, 24), "red").save(tmp_path / "red.png")
     questions = questions_of_files([tmp_path / "red.png"], model.config.preprocessing)
     result = compare(model, questions, tmp_path / "out", ("grad_cam", "feature_mean", "random"))
@@ -88,7 +80,7 @@ def test_files_are_asked_for_what_the_model_predicts(tmp_path):
 
 def test_what_a_model_cannot_carry_is_left_out_of_the_default_and_refused_by_name(tmp_path):
     pictures = Pictures(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), torch.tensor([0, 1]), list("ab"), ["x", "y"])
-    model = make("plain", "mobilenetv3_small_050")
+    model = digit_model("plain", backbone="mobilenetv3_small_050")
     model.config.preprocessing = Preprocessing(32, 32)
     questions = questions_of_set(pictures, model.config.preprocessing, 1)
     names = [row["explainer"] for row in compare(model, questions, tmp_path / "a").explainers]
@@ -127,9 +119,9 @@ def test_the_command_and_its_section_of_the_report(run, folder, tmp_path, capsys
 
 
 def test_unbalanced_pairs_end_with_what_there_is():
-    images = torch.zeros(6, 3, SIZE, SIZE, dtype=torch.uint8)
+    images = torch.zeros(6, 3, DIGIT_SIZE, DIGIT_SIZE, dtype=torch.uint8)
     pictures = Pictures(images, torch.tensor([0, 0, 0, 0, 0, 1]), ["a", "b"], list("uvwxyz"))
-    questions = questions_of_pairs(pictures, Preprocessing(SIZE, SIZE), 6)
+    questions = questions_of_pairs(pictures, Preprocessing(DIGIT_SIZE, DIGIT_SIZE), 6)
     assert {(question.asked, question.other) for question in questions} == {(0, 1), (1, 0)}
     assert len(questions) == 2
 

@@ -14,34 +14,26 @@ from lficam.data.transforms import normalise
 from lficam.errors import DataError, InvalidInputError
 from lficam.evaluation import UNIFORM, VERSUS, evaluate, model_size
 
-SIZE = 24
-
-
-def make(method="lfi", classes=10):
-    torch.manual_seed(0)
-    model = lficam.create_model("cifar_resnet20", method, classes)
-    model.config.class_names = [str(number) for number in range(classes)]
-    model.config.preprocessing = Preprocessing(SIZE, SIZE)
-    return model.eval()
+from .conftest import DIGIT_SIZE, digit_model
 
 
 @pytest.fixture(scope="module")
 def few():
     """Every tenth picture of each set."""
     names = ("digits-in-scenes", "two-digits", "planted-shortcut-conflict")
-    return {name: load_scenes(name, "test", SIZE).select(torch.arange(0, 1000, 20)) for name in names}
+    return {name: load_scenes(name, "test", DIGIT_SIZE).select(torch.arange(0, 1000, 20)) for name in names}
 
 
 @pytest.fixture(scope="module")
 def evaluations(few, tmp_path_factory):
-    model = make()
+    model = digit_model()
     root = tmp_path_factory.mktemp("evaluations")
     return {name: (evaluate(model, pictures, name, root / name), root / name) for name, pictures in few.items()}
 
 
 def test_errors_are_counted(few, evaluations):
     pictures, (evaluation, _) = few["digits-in-scenes"], evaluations["digits-in-scenes"]
-    model = make()
+    model = digit_model()
     with torch.no_grad():
         logits = model(normalise(pictures.images, model.config.preprocessing))
     wrong = sum(int(row.argmax()) != int(label) for row, label in zip(logits, pictures.labels, strict=True))
@@ -69,7 +61,7 @@ def test_two_digits_ask_for_each_and_for_one_against_the_other(few, evaluations)
     # A map without a class has one peak, which lies in one of two boxes that do not overlap: at most half.
     assert rows["attention"]["pointing"]["value"] <= 0.5
     assert evaluation.classes == []
-    model = make()
+    model = digit_model()
     with torch.no_grad():
         predicted = model(normalise(few["two-digits"].images, model.config.preprocessing)).argmax(dim=1).tolist()
     asked = few["two-digits"].object_labels.tolist()
@@ -80,7 +72,7 @@ def test_two_digits_ask_for_each_and_for_one_against_the_other(few, evaluations)
 def test_a_mark_is_followed(few, evaluations):
     shortcut = evaluations["planted-shortcut-conflict"][0].shortcut
     pictures = few["planted-shortcut-conflict"]
-    model = make()
+    model = digit_model()
     with torch.no_grad():
         predicted = model(normalise(pictures.images, model.config.preprocessing)).argmax(dim=1)
     taken = int((predicted == pictures.mark_labels).sum())
@@ -99,7 +91,7 @@ def test_records_and_gallery_are_written(evaluations):
 
 
 def test_multiply_adds_are_those_of_the_layers():
-    model = make("plain")
+    model = digit_model("plain")
     adds = 0
 
     def count(layer, inputs, output):
@@ -110,17 +102,17 @@ def test_multiply_adds_are_those_of_the_layers():
     layers = [module for module in model.modules() if hasattr(module, "weight") and module.weight.ndim in (2, 4)]
     handles = [layer.register_forward_hook(count) for layer in layers]
     with torch.no_grad():
-        model.backbone(torch.zeros(1, 3, SIZE, SIZE))
+        model.backbone(torch.zeros(1, 3, DIGIT_SIZE, DIGIT_SIZE))
     for handle in handles:
         handle.remove()
-    size = model_size(model, SIZE)
+    size = model_size(model, DIGIT_SIZE)
     assert size["multiply_adds"] == adds
     assert size["parameters"] == 272_474
 
 
 def small_set(**changes):
     values = {
-        "images": torch.zeros(4, 3, SIZE, SIZE, dtype=torch.uint8),
+        "images": torch.zeros(4, 3, DIGIT_SIZE, DIGIT_SIZE, dtype=torch.uint8),
         "labels": torch.zeros(4, dtype=torch.int64),
         "class_names": [str(number) for number in range(10)],
         "names": ["a"] * 4,
@@ -138,7 +130,7 @@ def small_set(**changes):
 )
 def test_a_set_that_does_not_fit_is_refused(pictures, message):
     with pytest.raises(DataError, match=message):
-        evaluate(make(), pictures, "a set")
+        evaluate(digit_model(), pictures, "a set")
 
 
 def test_a_model_without_preprocessing_is_refused():
@@ -147,7 +139,7 @@ def test_a_model_without_preprocessing_is_refused():
 
 
 def test_fewer_than_five_classes_have_no_top_five_and_no_gallery_is_needed():
-    model = make(classes=3)
+    model = digit_model(classes=3)
     pictures = small_set(class_names=["0", "1", "2"])
     evaluation = evaluate(model, pictures, "a set")
     assert "top5_error" not in evaluation.classification
@@ -157,7 +149,7 @@ def test_fewer_than_five_classes_have_no_top_five_and_no_gallery_is_needed():
 
 def test_boxes_follow_the_pictures_through_resizing_and_crop():
     torch.manual_seed(0)
-    model = make()
+    model = digit_model()
     model.config.preprocessing = Preprocessing(size=16, resize=20)
     images = torch.randint(0, 256, (6, 3, 40, 80), dtype=torch.uint8)
     # 80 x 40 becomes 40 x 20, of which the middle 16 x 16 is seen: (24, 4) to (56, 36) of the picture.

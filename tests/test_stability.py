@@ -13,29 +13,21 @@ from lficam.errors import InvalidInputError
 from lficam.metrics.stability import map_iou
 from lficam.stability import measure_stability
 
-SIZE = 24
-
-
-def make(seed, method="lfi", classes=10):
-    torch.manual_seed(seed)
-    model = lficam.create_model("cifar_resnet20", method, classes)
-    model.config.class_names = [str(number) for number in range(classes)]
-    model.config.preprocessing = Preprocessing(SIZE, SIZE)
-    return model.eval()
+from .conftest import DIGIT_SIZE, digit_model
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    return load_scenes("digits-in-scenes", "test", SIZE).select(torch.arange(0, 1000, 25))
+    return load_scenes("digits-in-scenes", "test", DIGIT_SIZE).select(torch.arange(0, 1000, 25))
 
 
 def test_all_pairs_and_what_they_are_made_of(pictures):
-    models = {str(seed): make(seed) for seed in range(3)}
+    models = {str(seed): digit_model(seed=seed) for seed in range(3)}
     found = measure_stability(models, pictures, "digits", validation={"0": 0.5, "1": 0.9, "2": 0.7})
     assert [row["runs"] for row in found.pairs] == [["0", "1"], ["0", "2"], ["1", "2"]]
     from lficam.data.transforms import normalise
 
-    images = normalise(pictures.images, Preprocessing(SIZE, SIZE))
+    images = normalise(pictures.images, Preprocessing(DIGIT_SIZE, DIGIT_SIZE))
     maps = {name: lficam.create_explainer("attention", model)(images) for name, model in models.items()}
     for row in found.pairs:
         expected = map_iou(*(maps[name] for name in row["runs"])).nanmean()
@@ -48,7 +40,9 @@ def test_all_pairs_and_what_they_are_made_of(pictures):
 
 
 def test_a_map_that_never_looks_is_perfectly_stable_and_corrected_to_nothing(pictures):
-    found = measure_stability({"a": make(0), "b": make(1)}, pictures, "digits", explainer="centre")
+    found = measure_stability(
+        {"a": digit_model(seed=0), "b": digit_model(seed=1)}, pictures, "digits", explainer="centre"
+    )
     for row in found.measures:
         assert row["value"] == pytest.approx(1, abs=1e-5)
         assert row["corrected"] is None or abs(row["corrected"]) < 1
@@ -57,20 +51,22 @@ def test_a_map_that_never_looks_is_perfectly_stable_and_corrected_to_nothing(pic
 
 
 def test_a_model_and_itself_agree_on_more_than_the_class(pictures):
-    found = measure_stability({"a": make(0), "b": make(0)}, pictures, "digits", "class_evidence", limit=20)
+    found = measure_stability(
+        {"a": digit_model(seed=0), "b": digit_model(seed=0)}, pictures, "digits", "class_evidence", limit=20
+    )
     assert found.facts["pictures"] == 20
     assert found.measures[0]["corrected"] == pytest.approx(1, abs=1e-5)
 
 
 def test_runs_that_cannot_be_compared_are_refused(pictures):
     with pytest.raises(InvalidInputError, match="at least two"):
-        measure_stability({"a": make(0)}, pictures, "digits")
-    other = make(1)
-    other.config.preprocessing = Preprocessing(SIZE, SIZE + 4)
+        measure_stability({"a": digit_model(seed=0)}, pictures, "digits")
+    other = digit_model(seed=1)
+    other.config.preprocessing = Preprocessing(DIGIT_SIZE, DIGIT_SIZE + 4)
     with pytest.raises(InvalidInputError, match="a and b have different preprocessing"):
-        measure_stability({"a": make(0), "b": other}, pictures, "digits")
+        measure_stability({"a": digit_model(seed=0), "b": other}, pictures, "digits")
     with pytest.raises(InvalidInputError, match="different class_names"):
-        measure_stability({"a": make(0), "b": make(0, classes=3)}, pictures, "digits")
+        measure_stability({"a": digit_model(seed=0), "b": digit_model(seed=0, classes=3)}, pictures, "digits")
 
 
 def test_the_command_gates_a_build(run, folder, tmp_path, capsys):

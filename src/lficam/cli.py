@@ -207,17 +207,17 @@ def evaluate(options: Namespace) -> dict[str, Any]:
     from lficam.evaluation import evaluate_run, evaluation_directory
     from lficam.tables import print_evaluation
 
-    evaluation = evaluate_run(options.run, _load(options), options.data)
+    evaluation = evaluate_run(options.run, _load(options.run, options), options.data)
     print_evaluation(evaluation.to_dict())
     print(f"records: {evaluation_directory(options.run, options.data)}")
     return evaluation.to_dict()
 
 
-def _load(options: Namespace) -> Any:
+def _load(run: str, options: Namespace) -> Any:
     from lficam.device import resolve_device
     from lficam.models.factory import load
 
-    return load(options.run, options.model).to(resolve_device(options.device))
+    return load(run, options.model).to(resolve_device(options.device))
 
 
 def _explain_arguments(parser: ArgumentParser) -> None:
@@ -239,7 +239,7 @@ def explain(options: Namespace) -> dict[str, Any]:
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"out: {out} exists and is not empty; name a new directory. Nothing was changed.")
-    model = _load(options)
+    model = _load(options.run, options)
     paths = find_images(options.paths)
     rows, failed = [], []
     for number, result in enumerate(track(explain_images(model, paths, options.class_name), "explaining", len(paths))):
@@ -286,7 +286,7 @@ def compare(options: Namespace) -> dict[str, Any]:
         raise InvalidInputError("compare: --pairs takes the pictures of --data.")
     if options.count < 1:
         raise InvalidInputError(f"--count: expected at least 1, got {options.count}.")
-    model = _load(options)
+    model = _load(options.run, options)
     preprocessing = model.config.required_preprocessing()
     if options.images:
         name, questions = "images", room.questions_of_files(find_images(options.images)[: options.count], preprocessing)
@@ -315,14 +315,11 @@ def _stability_arguments(parser: ArgumentParser) -> None:
 def stability(options: Namespace) -> dict[str, Any]:
     """Hold the maps of several runs against each other and against chance; may gate a build."""
     from lficam.data.sources import load_source
-    from lficam.device import resolve_device
     from lficam.files import read_record
-    from lficam.models.factory import load
     from lficam.stability import measure_stability, save_stability_figure
     from lficam.tables import print_rows
 
-    device = resolve_device(options.device)
-    models = {run: load(run, options.model).to(device) for run in options.runs}
+    models = {run: _load(run, options) for run in options.runs}
     validation = {run: read_record(Path(run) / "metrics.json").get("val_accuracy") for run in options.runs}
     size = next(iter(models.values())).config.required_preprocessing().size
     pictures = load_source(options.data, size, with_train=False).test

@@ -12,6 +12,7 @@ from torch import Tensor
 from lficam.contract import ClassIndex, Preprocessing, in_eval_mode
 from lficam.data.images import read_image
 from lficam.data.pictures import Pictures
+from lficam.data.sampling import spread
 from lficam.data.transforms import normalise, prepare
 from lficam.errors import DataError, InvalidInputError, RunError, UnknownNameError
 from lficam.explainers import EXPLAINERS, create_explainer
@@ -79,7 +80,7 @@ def questions_of_set(pictures: Pictures, preprocessing: Preprocessing, count: in
     """
     two = pictures.object_labels is not None and pictures.object_labels.shape[1] == 2
     questions = []
-    for index in _spread(len(pictures), count // 2 if two else count):
+    for index in spread(len(pictures), max(count // 2 if two else count, 1)).tolist():
         image, name = pictures.prepared([index], preprocessing)[0], pictures.names[index]
         if two:
             assert pictures.object_labels is not None
@@ -111,10 +112,6 @@ def questions_of_pairs(pictures: Pictures, preprocessing: Preprocessing, count: 
         name = f"{pictures.names[first]} and {pictures.names[second]}"
         questions += [Question(pair, one, other, name), Question(pair, other, one, name)]
     return questions
-
-
-def _spread(length: int, count: int) -> list[int]:
-    return torch.linspace(0, length - 1, min(max(count, 1), length)).round().long().tolist()
 
 
 def compare(

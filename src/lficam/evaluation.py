@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lficam.contract import Preprocessing, in_eval_mode
 from lficam.data.pictures import Pictures
+from lficam.data.sampling import spread
 from lficam.data.sources import load_source
 from lficam.data.transforms import normalise
 from lficam.errors import DataError
@@ -23,6 +24,7 @@ from lficam.explainers.base import Explainer
 from lficam.files import write_json
 from lficam.metrics.classification import calibration_error, per_class, rate, rate_over_pictures, top_k_misses
 from lficam.metrics.localization import points_into, region_iou, shuffled, widened
+from lficam.models.backbones import count_parameters
 from lficam.models.lfi import LFIClassifier
 from lficam.models.plain import PlainClassifier
 from lficam.progress import progress_bar
@@ -61,7 +63,7 @@ class Evaluation:
 
 
 @dataclass
-class _Subject:
+class Subject:
     """A model on a test set, normalised a batch at a time on the model's device."""
 
     model: PlainClassifier
@@ -83,6 +85,7 @@ class _Subject:
         return self.pictures.seen_boxes(self.pictures.mark_boxes, self.preprocessing)
 
     def batches(self, description: str) -> Iterator[tuple[Tensor, slice]]:
+        """Normalised batches in order, each with the slice of the set that it is, under a progress bar."""
         device = next(self.model.parameters()).device
         task = self.progress.add_task(description, total=len(self.pictures))
         for images, part in self.pictures.batches(self.preprocessing, self.batch_size):
@@ -92,6 +95,7 @@ class _Subject:
 
     @torch.inference_mode()
     def logits(self, model: nn.Module, description: str) -> Tensor:
+        """(N, C) float32 on the CPU, of this model or another one."""
         return torch.cat([model(images).float().cpu() for images, _ in self.batches(description)])
 
     def maps(self, explainer: Explainer, class_idx: Tensor | None, versus: Tensor | None = None) -> Tensor:
@@ -135,7 +139,7 @@ def evaluate(
     preprocessing = model.config.required_preprocessing()
     _require_same_classes(model, pictures, source)
     with in_eval_mode(model), progress_bar() as progress:
-        subject = _Subject(model, pictures, preprocessing, batch_size, progress)
+        subject = Subject(model, pictures, preprocessing, batch_size, progress)
         logits = subject.logits(model, "classifying")
         evaluation = Evaluation(
             facts={
@@ -166,7 +170,7 @@ def evaluate(
 def top1_error(model: PlainClassifier, pictures: Pictures, batch_size: int = 128) -> dict[str, float]:
     """A model's top-1 error on a set: value and 95 % interval (``low``, ``high``); asked in eval mode."""
     with in_eval_mode(model), progress_bar() as progress:
-        subject = _Subject(model, pictures, model.config.required_preprocessing(), batch_size, progress)
+        subject = Subject(model, pictures, model.config.required_preprocessing(), batch_size, progress)
         return _error(subject.logits(model, "classifying"), pictures, 1)
 
 
@@ -206,7 +210,7 @@ def model_size(model: nn.Module, size: int) -> dict[str, int]:
     with counter, torch.inference_mode():
         model(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
     return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": count_parameters(model),
         "multiply_adds": counter.get_total_flops() // 2,
     }
 
@@ -266,7 +270,7 @@ def _explainers(model: PlainClassifier) -> dict[str, Explainer]:
     return rows | {name: create_explainer(name, model) for name in ("feature_mean", "centre")}
 
 
-def _localization(subject: _Subject) -> list[dict[str, Any]]:
+def _localization(subject: Subject) -> list[dict[str, Any]]:
     """Every object of every picture is asked for; a map without a class is held against each of them."""
     pictures = subject.pictures
     assert pictures.object_labels is not None
@@ -310,7 +314,7 @@ def _held_against(maps: list[Tensor], all_boxes: Tensor) -> dict[str, Any]:
     }
 
 
-def _shortcut(subject: _Subject, logits: Tensor) -> dict[str, Any]:
+def _shortcut(subject: Subject, logits: Tensor) -> dict[str, Any]:
     """How often the label is the mark's, and where each map's peak lies then.
 
     The network may read a mark's place from cells beside it, so the peak is also looked for near the mark: within an
@@ -342,7 +346,7 @@ def _shortcut(subject: _Subject, logits: Tensor) -> dict[str, Any]:
     return figures
 
 
-def _gallery(subject: _Subject, logits: Tensor, out: Path) -> list[dict[str, Any]]:
+def _gallery(subject: Subject, logits: Tensor, out: Path) -> list[dict[str, Any]]:
     """Strips of right and wrong pictures, spread over the whole set."""
     predicted = logits.argmax(dim=1)
     labels = _true_labels(subject.pictures)
@@ -350,8 +354,7 @@ def _gallery(subject: _Subject, logits: Tensor, out: Path) -> list[dict[str, Any
     two_objects = _objects(subject.pictures) == 2
     rows = []
     for chosen in (torch.nonzero(right).flatten(), torch.nonzero(~right).flatten()):
-        spread = torch.linspace(0, len(chosen) - 1, min(_GALLERY_SIZE, len(chosen))).round().long()
-        for index in chosen[spread].tolist():
+        for index in chosen[spread(len(chosen), _GALLERY_SIZE)].tolist():
             panels, captions = _two_object_panels(subject, index) if two_objects else _panels(subject, index)
             file = f"{index:06d}.png"
             save_png(strip(panels), out / file)
@@ -370,7 +373,7 @@ def _gallery(subject: _Subject, logits: Tensor, out: Path) -> list[dict[str, Any
     return rows
 
 
-def _panels(subject: _Subject, index: int) -> tuple[list[Tensor], list[str]]:
+def _panels(subject: Subject, index: int) -> tuple[list[Tensor], list[str]]:
     """Image, evidence of the predicted class, attention."""
     image, images = _one(subject, index)
     image = enlarge(image, GALLERY_SIDE)
@@ -385,7 +388,7 @@ def _panels(subject: _Subject, index: int) -> tuple[list[Tensor], list[str]]:
     return panels, captions
 
 
-def _two_object_panels(subject: _Subject, index: int) -> tuple[list[Tensor], list[str]]:
+def _two_object_panels(subject: Subject, index: int) -> tuple[list[Tensor], list[str]]:
     """Image, attention, then a column for each asked object: its evidence against the other's, with its box."""
     pictures = subject.pictures
     assert pictures.object_labels is not None
@@ -405,7 +408,7 @@ def _two_object_panels(subject: _Subject, index: int) -> tuple[list[Tensor], lis
     return panels, captions
 
 
-def _one(subject: _Subject, index: int) -> tuple[Tensor, Tensor]:
+def _one(subject: Subject, index: int) -> tuple[Tensor, Tensor]:
     """A prepared picture (3, S, S) uint8, and the batch of one that the model takes."""
     prepared = subject.pictures.prepared([index], subject.preprocessing)
     device = next(subject.model.parameters()).device

@@ -76,6 +76,18 @@ def min_max(maps: Tensor) -> Tensor:
     return ((maps - low) / span.masked_fill(flat, 1.0)).masked_fill(flat, 0.0)
 
 
+def is_flat(maps: Tensor) -> Tensor:
+    """Whether a map has one value everywhere, to the bit, (N,) bool.
+
+    Args:
+        maps: (N, 1, h, w).
+
+    >>> is_flat(torch.zeros(1, 1, 2, 2)).item()
+    True
+    """
+    return maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))
+
+
 @full_precision
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize maps to ``size`` with bilinear interpolation, corners not aligned.

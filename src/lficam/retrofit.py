@@ -77,7 +77,7 @@ def compare_with(before: PlainClassifier, after: PlainClassifier, pictures: Pict
     """
     before, after = before.to(device).eval(), after.to(device).eval()
     errors = {"error_before": top1_error(before, pictures), "error_after": top1_error(after, pictures)}
-    size = after.config.preprocessing.size  # type: ignore[union-attr]
+    size = after.config.required_preprocessing().size
     old, new = _latency(before, after, torch.zeros(1, 3, size, size, device=device))
     gained = 100 * (errors["error_before"]["value"] - errors["error_after"]["value"])
     return {

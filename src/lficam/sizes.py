@@ -4,16 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
+from lficam.models.backbones import count_parameters
 from lficam.models.factory import create_model
 from lficam.models.wrapped import is_factory_name
 from lficam.recipes import paper_figures, recipe_from_values, recipe_values
-
-
-def count_parameters(module: nn.Module) -> int:
-    """The number of weights that training changes; a batch norm's running statistics are none."""
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def model_sizes(recipes: Sequence[str] = (), num_classes: int = 1000) -> list[dict[str, Any]]:

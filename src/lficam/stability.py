@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lficam.data.pictures import Pictures
-from lficam.data.transforms import normalise
 from lficam.errors import InvalidInputError
+from lficam.evaluation import Subject
 from lficam.explainers import create_explainer
 from lficam.metrics.stability import (
     area_matched_iou,
@@ -113,17 +113,10 @@ def _require_comparable(models: Mapping[str, PlainClassifier]) -> None:
 
 
 def _maps(model: PlainClassifier, pictures: Pictures, explainer: str) -> Tensor:
-    """(N, 1, S, S) on the CPU."""
-    preprocessing = model.config.preprocessing
-    assert preprocessing is not None
-    explain, device, found = create_explainer(explainer, model), next(model.parameters()).device, []
+    """(N, 1, S, S) on the CPU; one that is asked for a class is asked for the true one."""
     with progress_bar() as progress:
-        task = progress.add_task(f"{explainer} of {model.config.method}", total=len(pictures))
-        for images, part in pictures.batches(preprocessing, _BATCH):
-            target = pictures.labels[part].to(device) if explain.class_targeted else None
-            found.append(explain(normalise(images.to(device), preprocessing), target).cpu())
-            progress.advance(task, len(images))
-    return torch.cat(found)
+        subject = Subject(model, pictures, model.config.required_preprocessing(), _BATCH, progress)
+        return subject.maps(create_explainer(explainer, model), pictures.labels)
 
 
 def _pair(one: str, other: str, maps: Mapping[str, Tensor], partners: Tensor) -> dict[str, Any]:

@@ -70,6 +70,18 @@ def family(request):
     return make_family(request.param).eval()
 
 
+class Explained(nn.Module):
+    """Logits and one map, as a thin module that `torch.export` takes."""
+
+    def __init__(self, model, part):
+        super().__init__()
+        self.model, self.part = model, part
+
+    def forward(self, images):
+        prediction = self.model.explain(images)
+        return prediction.logits, getattr(prediction, self.part)
+
+
 def _is_exact(model):
     return FAMILIES.get(model.config.backbone, True)  # all that are wrapped here are
 
@@ -129,18 +141,10 @@ class TestFamilies:
         assert not family.training
 
     def test_it_is_exported_and_compiled(self, family):
-        class Explained(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.model = family
-
-            def forward(self, images):
-                prediction = self.model.explain(images)
-                return prediction.logits, prediction.attention
-
+        explained = Explained(family, "attention")
         with torch.no_grad():
-            expected = Explained()(self.images)
-            exported = torch.export.export(Explained(), (self.images,)).module()(self.images)
+            expected = explained(self.images)
+            exported = torch.export.export(explained, (self.images,)).module()(self.images)
             torch.testing.assert_close(exported, expected, rtol=1e-4, atol=1e-4)
             if family.config.backbone != "densenet121":  # 120 layers take half a minute to trace
                 compiled = torch.compile(family.explain, backend="aot_eager")(self.images)
@@ -320,18 +324,10 @@ def test_a_grid_of_one_cell_works(model, size):
 
 
 def test_export_and_compile_give_the_same(model, images):
-    class Explained(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self, images):
-            prediction = self.model.explain(images)
-            return prediction.logits, prediction.evidence
-
+    explained = Explained(model, "evidence")
     with torch.no_grad():
-        expected = Explained()(images)
-        exported = torch.export.export(Explained(), (images,)).module()(images)
+        expected = explained(images)
+        exported = torch.export.export(explained, (images,)).module()(images)
         torch.testing.assert_close(exported, expected, rtol=1e-4, atol=1e-4)
         if model.config.backbone != "cifar_densenet100":  # 200 layers take half a minute to trace
             compiled = torch.compile(model.explain, backend="aot_eager")(images)

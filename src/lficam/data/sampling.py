@@ -17,6 +17,15 @@ class Key(NamedTuple):
     position: int
 
 
+def spread(length: int, count: int) -> Tensor:
+    """At most ``count`` positions spread over ``length`` of them, ends included, (n,) int64.
+
+    >>> spread(10, 4).tolist()
+    [0, 3, 6, 9]
+    """
+    return torch.linspace(0, length - 1, min(count, length)).round().long()
+
+
 @functools.lru_cache(maxsize=64)
 def _stream(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])

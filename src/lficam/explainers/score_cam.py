@@ -83,8 +83,7 @@ class ScoreCAM(Explainer):
         """(N, K, C); flat channels mask everything and share one pass."""
         count, channels = features.shape[:2]
         planes = features.reshape(count * channels, 1, *features.shape[-2:])
-        flat = (planes.amax(dim=(1, 2, 3)) == planes.amin(dim=(1, 2, 3))).view(count, channels)
-        chosen = (~flat).flatten().nonzero().flatten()
+        chosen = (~LF.is_flat(planes)).nonzero().flatten()
         owner = torch.div(chosen, channels, rounding_mode="floor")
         with fast_classifier(self.model, self.precision) as classify:
             nothing = classify(torch.zeros_like(images[:1])).to(torch.promote_types(images.dtype, torch.float32))

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lficam.errors import InvalidInputError
-from lficam.metrics.stability import is_flat, rank_correlation
+from lficam.functional import is_flat
+from lficam.metrics.stability import rank_correlation
 
 Score = Callable[[Tensor], Tensor]
 Fill = float | Tensor

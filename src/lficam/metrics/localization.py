@@ -9,6 +9,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from lficam.errors import InvalidInputError
+from lficam.functional import is_flat
 
 
 def peaks(maps: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def points_into(maps: Tensor, boxes: Tensor) -> Tensor:
     x, y = peaks(maps).unsqueeze(1).unbind(2)
     x1, y1, x2, y2 = _check_boxes(boxes, maps).unbind(2)
     inside = ((x >= x1) & (x < x2) & (y >= y1) & (y < y2)).any(dim=1)
-    return inside & (maps.amax(dim=(1, 2, 3)) > maps.amin(dim=(1, 2, 3)))
+    return inside & ~is_flat(maps)
 
 
 def region_boxes(maps: Tensor, threshold: float = 0.5) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lficam.errors import InvalidInputError
+from lficam.functional import is_flat
 
 PAPER_THRESHOLD = 127 / 255
 
@@ -115,15 +116,6 @@ def _require_alike(maps: Tensor, others: Tensor) -> None:
         )
     if not (torch.isfinite(maps).all() and torch.isfinite(others).all()):
         raise InvalidInputError("maps: got NaN or infinite values; a map must be finite.")
-
-
-def is_flat(maps: Tensor) -> Tensor:
-    """Whether a map has one value everywhere, (N,) bool.
-
-    >>> is_flat(torch.zeros(1, 1, 2, 2)).item()
-    True
-    """
-    return maps.amax(dim=(1, 2, 3)) == maps.amin(dim=(1, 2, 3))
 
 
 def _ratio(shared: Tensor, union: Tensor) -> Tensor:

@@ -119,6 +119,11 @@ def pre_pool(backbone: Backbone) -> nn.Module:
     return getattr(backbone, "pre_pool", None) or nn.Identity()
 
 
+def count_parameters(module: nn.Module) -> int:
+    """The number of weights that training changes; a batch norm's running statistics are none."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def reduction(backbone: Backbone) -> int:
     """Pixels of the image to one cell of the last map's grid, along a side."""
     return backbone.feature_info[-1]["reduction"]

@@ -12,7 +12,7 @@ from lficam.contract import ModelConfig, Preprocessing
 from lficam.errors import InvalidInputError, RunError, UnknownNameError
 from lficam.models import hub
 from lficam.models.abn import ABNClassifier
-from lficam.models.backbones import Backbone, create_backbone
+from lficam.models.backbones import Backbone, count_parameters, create_backbone
 from lficam.models.lfi import LFIClassifier
 from lficam.models.plain import PlainClassifier
 from lficam.models.wrapped import Function, WrappedBackbone, call_factory, factory_arguments, is_factory_name, wrapped
@@ -49,7 +49,7 @@ def _warn_of_large_fin(model: PlainClassifier) -> None:
     fin = getattr(model, "fin", None)
     if fin is None:
         return
-    added, trunk = (sum(parameter.numel() for parameter in part.parameters()) for part in (fin, model.backbone))
+    added, trunk = count_parameters(fin), count_parameters(model.backbone)
     # The paper's own nets stay silent: its largest conv3x3 FIN, on ResNeXt-29, adds 38M to 34M.
     if added > max(2 * trunk, 50_000_000) and model.config.options.get("fin") != "pointwise":
         warnings.warn(
