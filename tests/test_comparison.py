@@ -67,6 +67,19 @@ def test_pairs_put_two_classes_side_by_side():
         questions_of_pairs(alike, model.config.preprocessing, 2)
 
 
+def test_pairs_are_refused_by_a_network_of_one_size(tmp_path):
+    model = digit_model("plain")
+    classify = model.classify
+
+    def of_one_size(features, images):
+        return classify(features.view(len(features), 64, 6, 6), images)
+
+    model.classify = of_one_size
+    digits = load_scenes("digits-in-scenes", "test", DIGIT_SIZE).select(torch.arange(0, 200, 10))
+    with pytest.raises(InvalidInputError, match=r"takes pictures of 24 x 24 only.*24 x 48; leave --pairs out"):
+        compare(model, questions_of_pairs(digits, model.config.preprocessing, 2), tmp_path / "out", ("grad_cam",))
+
+
 def test_files_are_asked_for_what_the_model_predicts(tmp_path):
     model = digit_model("plain")
     Image.new("RGB", (30, 24), "red").save(tmp_path / "red.png")

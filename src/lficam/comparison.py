@@ -144,8 +144,7 @@ def compare(
     _clear(comparison.directory)
     device = next(model.parameters()).device
     images = [normalise(question.image[None].to(device), preprocessing) for question in questions]
-    with in_eval_mode(model), torch.inference_mode():
-        probabilities = [model(image)[0].softmax(dim=0).cpu() for image in images]
+    probabilities = [_ask(model, image, preprocessing) for image in images]
     asked = [
         int(of_one.argmax()) if question.asked is None else question.asked
         for question, of_one in zip(questions, probabilities, strict=True)
@@ -177,6 +176,21 @@ def compare(
     save_gallery_figure(comparison.directory, comparison.rows, comparison.directory / FIGURE_FILE)
     write_json(comparison.directory / COMPARISON_FILE, comparison.to_dict())
     return comparison
+
+
+def _ask(model: PlainClassifier, image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Probabilities (C,) of one picture, which is wider than the model's own where two stand side by side."""
+    try:
+        with in_eval_mode(model), torch.inference_mode():
+            return model(image)[0].softmax(dim=0).cpu()
+    except RuntimeError as error:
+        size, width = preprocessing.size, image.shape[-1]
+        if width == size:
+            raise
+        raise InvalidInputError(
+            f"pairs: {model.config.backbone} takes pictures of {size} x {size} only, and two side by side are "
+            f"{size} x {width}; leave --pairs out. ({error})"
+        ) from error
 
 
 def _clear(directory: Path) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 from lficam.contract import ExplainableClassifier, Target
 from lficam.errors import InvalidInputError
 from lficam.explainers.base import Explainer
-from lficam.explainers.masking import Precision, class_scores, fast_classifier, fixed_target
+from lficam.explainers.fast import Precision, fast_classifier
+from lficam.explainers.masking import class_scores, fixed_target
 
 
 class LIME(Explainer):
@@ -57,7 +58,7 @@ class LIME(Explainer):
         """(N, 1, H, W), signed, in probability."""
         asked = fixed_target(class_idx, self.model(images))
         targets = [asked] * len(images) if callable(asked) else asked.tolist()
-        with fast_classifier(self.model, self.precision) as classify:
+        with fast_classifier(self.model, images, self.precision) as classify:
             maps = [
                 self._explain_one(classify, image[None], target) for image, target in zip(images, targets, strict=True)
             ]

@@ -1,50 +1,13 @@
 """What the methods that look at masked pictures share: many pictures through the model in full batches."""
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lficam import functional as LF
-from lficam.contract import ExplainableClassifier, Target, resolve_class_idx, target_scores
-from lficam.device import native_bfloat16
-from lficam.errors import UnknownNameError
-
-Precision = Literal["32", "auto"]
-Classifier = Callable[[Tensor], Tensor]
-
-
-@contextmanager
-def fast_classifier(model: ExplainableClassifier, precision: Precision) -> Iterator[Classifier]:
-    """The model as a function of channels-last images to logits, for thousands of pictures.
-
-    A copy in channels-last layout, because the model is left as it is; what cannot be copied runs as it is. With
-    ``auto`` in bfloat16 where the device has it natively.
-
-    Raises:
-        UnknownNameError: another precision.
-    """
-    if precision not in ("32", "auto"):
-        raise UnknownNameError("precision", precision, ["32", "auto"])
-    runner = copy.deepcopy(model) if isinstance(model, nn.Module) else model
-    if isinstance(runner, nn.Module):
-        runner.to(memory_format=torch.channels_last)
-        device = next(runner.parameters()).device.type
-    else:
-        device = "cpu"
-    narrow: AbstractContextManager = nullcontext()
-    if precision == "auto" and native_bfloat16(device):
-        narrow = torch.autocast(device, torch.bfloat16)
-
-    def classify(images: Tensor) -> Tensor:
-        with narrow:
-            return runner(images)
-
-    with torch.inference_mode():
-        yield classify
+from lficam.contract import Target, resolve_class_idx, target_scores
+from lficam.explainers.fast import Classifier
 
 
 def logits_under_masks(

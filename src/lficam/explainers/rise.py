@@ -9,7 +9,8 @@ from torch import Tensor
 from lficam.contract import ExplainableClassifier, Target
 from lficam.errors import InvalidInputError
 from lficam.explainers.base import Explainer
-from lficam.explainers.masking import Precision, class_scores, fast_classifier, fixed_target, logits_under_masks
+from lficam.explainers.fast import Precision, fast_classifier
+from lficam.explainers.masking import class_scores, fixed_target, logits_under_masks
 
 
 class RISE(Explainer):
@@ -59,7 +60,7 @@ class RISE(Explainer):
         count, size = len(images), (images.shape[-2], images.shape[-1])
         logits = self.model(images)
         sums = torch.zeros(len(targets), count, *size, device=images.device)
-        with fast_classifier(self.model, self.precision) as classify:
+        with fast_classifier(self.model, images, self.precision) as classify:
             for masks in self._masks(size):
                 of_each = masks.to(images).repeat(count, 1, 1, 1)
                 owner = torch.arange(count, device=images.device).repeat_interleave(len(masks))

@@ -11,7 +11,8 @@ from lficam import functional as LF
 from lficam.contract import ExplainableClassifier, Target, in_eval_mode, target_scores
 from lficam.errors import UnknownNameError
 from lficam.explainers.base import Explainer
-from lficam.explainers.masking import Precision, class_scores, fast_classifier, fixed_target, logits_under_masks
+from lficam.explainers.fast import Precision, fast_classifier
+from lficam.explainers.masking import class_scores, fixed_target, logits_under_masks
 
 Variant = Literal["lfi_cam", "score_cam", "grad_cam_package"]
 
@@ -85,7 +86,7 @@ class ScoreCAM(Explainer):
         planes = features.reshape(count * channels, 1, *features.shape[-2:])
         chosen = (~LF.is_flat(planes)).nonzero().flatten()
         owner = torch.div(chosen, channels, rounding_mode="floor")
-        with fast_classifier(self.model, self.precision) as classify:
+        with fast_classifier(self.model, images, self.precision) as classify:
             nothing = classify(torch.zeros_like(images[:1])).to(torch.promote_types(images.dtype, torch.float32))
             logits = nothing.repeat(count * channels, 1)
             if len(chosen):
