@@ -181,6 +181,11 @@ def recipe_from(options: Namespace) -> Recipe:
     return recipe_from_values({**values, "model": vars(options.model)})
 
 
+def _runs_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", type=str, nargs="+", metavar="RUN", help="run directories")
+    _model_arguments(parser)
+
+
 def _run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=str, help="a run directory")
     _model_arguments(parser)
@@ -198,19 +203,57 @@ def _model_arguments(parser: ArgumentParser) -> None:
 
 
 def _evaluate_arguments(parser: ArgumentParser) -> None:
-    _run_arguments(parser)
+    _runs_arguments(parser)
     parser.add_argument("--data", type=str, required=True, help="source; its test part is used")
+    parser.add_argument("--explainers", type=str, nargs="+", default=[], metavar="NAME", help="whose maps to measure")
+    parser.add_argument("--metrics", type=str, nargs="+", default=[], metavar="NAME", help="what to measure of them")
+    parser.add_argument("--limit", type=int, default=500, help="pictures for --metrics, drawn from the whole set")
 
 
 def evaluate(options: Namespace) -> dict[str, Any]:
-    """Measure a run on a test set: errors, calibration, size, and where its maps point."""
+    """Measure runs on a test set: errors, calibration, size, where maps point; with --metrics what maps are worth."""
     from lficam.evaluation import evaluate_run, evaluation_directory
     from lficam.tables import print_evaluation
 
-    evaluation = evaluate_run(options.run, _load(options.run, options), options.data)
-    print_evaluation(evaluation.to_dict())
-    print(f"records: {evaluation_directory(options.run, options.data)}")
-    return evaluation.to_dict()
+    if options.metrics or options.explainers:
+        return _measure(options)
+    found = {}
+    for run in options.runs:
+        evaluation = evaluate_run(run, _load(run, options), options.data)
+        found[run] = evaluation.to_dict()
+        print_evaluation(found[run])
+        print(f"records: {evaluation_directory(run, options.data)}")
+    return found if len(found) > 1 else next(iter(found.values()))
+
+
+def _measure(options: Namespace) -> dict[str, Any]:
+    from lficam.evaluation import carried
+    from lficam.measuring import DEFAULT_EXPLAINERS, DEFAULT_MEASURES, combine, measure_run
+    from lficam.tables import print_measures
+
+    models, pictures = _load_comparable(options)
+    metrics = options.metrics or DEFAULT_MEASURES
+    records = {}
+    for run, model in models.items():
+        explainers = options.explainers or carried(model, DEFAULT_EXPLAINERS)
+        records[run] = measure_run(run, model, pictures, options.data, explainers, metrics)
+    rows = combine(records)
+    print_measures(f"{options.data}: {len(pictures)} pictures, {len(models)} runs, 95 % intervals", rows)
+    return {"source": options.data, "pictures": len(pictures), "rows": rows}
+
+
+def _load_comparable(options: Namespace) -> tuple[dict[str, Any], Any]:
+    """Runs of the same classes and preprocessing, and a sample of the pictures of ``--data``."""
+    from lficam.data.sources import load_source
+    from lficam.evaluation import require_comparable, require_same_classes
+    from lficam.measuring import sample
+
+    models = {run: _load(run, options) for run in dict.fromkeys(options.runs)}
+    require_comparable(models)
+    first = next(iter(models.values()))
+    pictures = load_source(options.data, first.config.required_preprocessing().size, with_train=False).test
+    require_same_classes(first, pictures, options.data)
+    return models, sample(pictures, options.limit)
 
 
 def _load(run: str, options: Namespace) -> Any:
@@ -303,13 +346,12 @@ def compare(options: Namespace) -> dict[str, Any]:
 
 
 def _stability_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("runs", type=str, nargs="+", metavar="RUN", help="run directories, two at least")
+    _runs_arguments(parser)
     parser.add_argument("--data", type=str, required=True, help="source; its test part is used")
     parser.add_argument("--explainer", type=str, default="attention", help="whose maps")
     parser.add_argument("--limit", type=int, default=1000, help="pictures at most, drawn from the whole set")
     parser.add_argument("--minimum", type=float, default=None, help="exit with 1 if the corrected IoU is below")
     parser.add_argument("--figure", type=str, default=None, metavar="FILE", help="draw the matrix of the pairs")
-    _model_arguments(parser)
 
 
 def stability(options: Namespace) -> dict[str, Any]:
@@ -335,6 +377,36 @@ def stability(options: Namespace) -> dict[str, Any]:
     corrected = found.measures[0]["corrected"]
     if options.minimum is not None and (corrected is None or corrected < options.minimum):
         raise GateError(f"stability: corrected IoU {corrected} is below --minimum {options.minimum}.")
+    return found.to_dict()
+
+
+def _audit_arguments(parser: ArgumentParser) -> None:
+    _runs_arguments(parser)
+    parser.add_argument("--data", type=str, required=True, help="source; its test part is used")
+    parser.add_argument("--limit", type=int, default=500, help="pictures at most, drawn from the whole set")
+    parser.add_argument("--out", type=str, default=None, metavar="FILE", help="the page; audit.html in the first run")
+
+
+def audit(options: Namespace) -> dict[str, Any]:
+    """Judge the maps of runs against maps that cost nothing: a page, a verdict a line; exit code 1 if one fails."""
+    from lficam.audit import audit as judge
+    from lficam.report import require_page, write_audit
+    from lficam.tables import print_rows
+
+    page = Path(options.out) if options.out else Path(options.runs[0]) / "audit.html"
+    require_page(page)
+    models, pictures = _load_comparable(options)
+    found = judge(models, pictures, options.data)
+    columns = ("explainer", "claim", "verdict", "reason")
+    print_rows("verdicts", [{column: getattr(verdict, column) for column in columns} for verdict in found.verdicts])
+    for note in found.notes:
+        print(note)
+    print(f"audit: {write_audit(found.to_dict(), page)}")
+    if options.json:
+        write_json(Path(options.json), found.to_dict())
+    if found.failed:
+        names = "; ".join(f"{verdict.explainer} {verdict.claim}" for verdict in found.failed)
+        raise GateError(f"audit: {len(found.failed)} of {len(found.verdicts)} claims fail: {names}.")
     return found.to_dict()
 
 
@@ -406,6 +478,7 @@ _VERBS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], 
     "explain": (_explain_arguments, explain),
     "compare": (_compare_arguments, compare),
     "stability": (_stability_arguments, stability),
+    "audit": (_audit_arguments, audit),
     "report": (_report_arguments, report),
     "params": (_params_arguments, params),
     "demo": (_demo_arguments, demo),

@@ -15,6 +15,7 @@ from lficam.data.pictures import Pictures
 from lficam.data.sampling import spread
 from lficam.data.transforms import normalise, prepare
 from lficam.errors import DataError, InvalidInputError, RunError, UnknownNameError
+from lficam.evaluation import carried
 from lficam.explainers import EXPLAINERS, create_explainer
 from lficam.files import write_json
 from lficam.models.plain import PlainClassifier
@@ -207,12 +208,7 @@ def _carried(model: PlainClassifier, names: Sequence[str]) -> list[str]:
     for name in names:
         if name not in EXPLAINERS:
             raise UnknownNameError("explainer", name, EXPLAINERS)
-    if tuple(names) != DEFAULT_EXPLAINERS:
-        return list(names)
-    missing = {"attention"} if model.config.method == "plain" else set()
-    if model.linear_head is None:
-        missing |= {"class_evidence", "cam"}
-    return [name for name in names if name not in missing]
+    return carried(model, names) if tuple(names) == DEFAULT_EXPLAINERS else list(names)
 
 
 def _column(

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from lficam.data.pictures import Pictures
 from lficam.data.sampling import spread
 from lficam.data.sources import load_source
 from lficam.data.transforms import normalise
-from lficam.errors import DataError
+from lficam.errors import DataError, InvalidInputError
 from lficam.explainers import create_explainer
 from lficam.explainers.base import Explainer
 from lficam.files import write_json
@@ -98,14 +98,16 @@ class Subject:
         """(N, C) float32 on the CPU, of this model or another one."""
         return torch.cat([model(images).float().cpu() for images, _ in self.batches(description)])
 
-    def maps(self, explainer: Explainer, class_idx: Tensor | None, versus: Tensor | None = None) -> Tensor:
-        """(N, 1, S, S) on the CPU; a map without a class is the same whatever is asked."""
+    def maps(
+        self, explainer: Explainer, class_idx: Tensor | None, versus: Tensor | None = None, raw: bool = False
+    ) -> Tensor:
+        """(N, 1, S, S) on the CPU, or ``raw`` on the grid; a map without a class is the same whatever is asked."""
         found = []
         for images, part in self.batches(explainer.name):
             asked = class_idx[part] if class_idx is not None and explainer.class_targeted else None
             if versus is not None:
                 explainer = create_explainer("class_evidence", self.model, versus=versus[part])
-            found.append(explainer(images, asked).cpu())
+            found.append(explainer(images, asked, raw).cpu())
         return torch.cat(found)
 
 
@@ -137,7 +139,7 @@ def evaluate(
     419922
     """
     preprocessing = model.config.required_preprocessing()
-    _require_same_classes(model, pictures, source)
+    require_same_classes(model, pictures, source)
     with in_eval_mode(model), progress_bar() as progress:
         subject = Subject(model, pictures, preprocessing, batch_size, progress)
         logits = subject.logits(model, "classifying")
@@ -215,7 +217,35 @@ def model_size(model: nn.Module, size: int) -> dict[str, int]:
     }
 
 
-def _require_same_classes(model: PlainClassifier, pictures: Pictures, source: str) -> None:
+def carried(model: PlainClassifier, explainers: Sequence[str]) -> list[str]:
+    """Those explainers that a model can carry: attention where it has a map, CAM and evidence where they are exact."""
+    missing = {"attention"} if model.config.method == "plain" else set()
+    if model.linear_head is None:
+        missing |= {"class_evidence", "class_evidence_versus", "cam"}
+    return [name for name in explainers if name not in missing]
+
+
+def require_comparable(models: Mapping[str, PlainClassifier]) -> None:
+    """Refuse models that do not see the same pictures or know the same classes.
+
+    Raises:
+        InvalidInputError: the first that differs from the first.
+    """
+    (first_name, first), *others = models.items()
+    for name, model in others:
+        for field_name in ("class_names", "preprocessing"):
+            if getattr(model.config, field_name) != getattr(first.config, field_name):
+                raise InvalidInputError(
+                    f"runs: {first_name} and {name} have different {field_name}; compare runs alike."
+                )
+
+
+def require_same_classes(model: PlainClassifier, pictures: Pictures, source: str) -> None:
+    """Refuse a test set of other classes than the model's.
+
+    Raises:
+        DataError: saying which.
+    """
     known, found = model.config.class_names, pictures.class_names
     if known == found:
         return

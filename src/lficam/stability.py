@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lficam.data.pictures import Pictures
 from lficam.errors import InvalidInputError
-from lficam.evaluation import Subject
+from lficam.evaluation import Subject, require_comparable
 from lficam.explainers import create_explainer
 from lficam.metrics.stability import (
     area_matched_iou,
@@ -88,7 +88,9 @@ def measure_stability(
     ...
     lficam.errors.InvalidInputError: runs: expected at least two to compare, got 0.
     """
-    _require_comparable(models)
+    if len(models) < 2:
+        raise InvalidInputError(f"runs: expected at least two to compare, got {len(models)}.")
+    require_comparable(models)
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:limit].sort().values
     sample = pictures.select(order)
     maps = {name: _maps(model, sample, explainer) for name, model in models.items()}
@@ -100,16 +102,6 @@ def measure_stability(
         pairs=[{"runs": row["runs"], **{name: row[name]["value"] for name in MEASURES}} for row in rows],
         paper=_papers(rows, validation or {}, list(models)),
     )
-
-
-def _require_comparable(models: Mapping[str, PlainClassifier]) -> None:
-    if len(models) < 2:
-        raise InvalidInputError(f"runs: expected at least two to compare, got {len(models)}.")
-    (first_name, first), *others = models.items()
-    for name, model in others:
-        for field in ("class_names", "preprocessing"):
-            if getattr(model.config, field) != getattr(first.config, field):
-                raise InvalidInputError(f"runs: {first_name} and {name} have different {field}; compare runs alike.")
 
 
 def _maps(model: PlainClassifier, pictures: Pictures, explainer: str) -> Tensor:

@@ -27,6 +27,26 @@ def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     Console().print(table)
 
 
+def print_measures(title: str, rows: list[dict[str, Any]]) -> None:
+    """Records of `lficam.measuring.combine`: a line a measure, a column an explainer, intervals below the values."""
+    explainers = list(dict.fromkeys(row["explainer"] for row in rows))
+    cells = {(row["metric"], row["explainer"]): row for row in rows}
+    table = Table(title=title, title_justify="left", box=None)
+    for column in ("measure", "better", *explainers):
+        table.add_column(column.replace("_", " "))
+    judged = [row for row in rows if row["value"] is not None]
+    for metric, better in dict.fromkeys((row["metric"], row["better"]) for row in judged):
+        of_each = [_measured(cells.get((metric, explainer))) for explainer in explainers]
+        table.add_row(metric.replace("_", " "), better, *of_each)
+    Console(width=max(Console().width, 40 + 18 * len(explainers))).print(table)
+
+
+def _measured(row: dict[str, Any] | None) -> str:
+    if row is None or row["value"] is None:
+        return "n/a"
+    return f"{row['value']:.3f}" + ("" if row["low"] is None else f" ({row['low']:.2f} to {row['high']:.2f})")
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return f"{value['value']:.2%} ({value['low']:.2%} to {value['high']:.2%})"

@@ -5,10 +5,14 @@ class. Maps are (N, 1, H, W) of the images' size. ``fill`` is what stands for "t
 picture (0 is its mean colour), or a picture (N, 3, H, W) such as a blurred one. All values are one a picture, (N,).
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import sparse
+from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from lficam.errors import InvalidInputError
@@ -17,13 +21,15 @@ from lficam.metrics.stability import rank_correlation
 
 Score = Callable[[Tensor], Tensor]
 Fill = float | Tensor
+ROAD_SHARES = (0.2, 0.4, 0.6, 0.8)
 
 
 def patch_drops(score: Score, images: Tensor, patches: int = 8, fill: Fill = 0.0) -> Tensor:
     """How much the score falls when each square of a grid is taken away, (N, P, P); negative where it rises.
 
     Args:
-        score: of the images; asked P * P + 1 times.
+        score: of the images; asked P * P + 1 times. One that gives (n, S), several numbers an image, gives
+            (N, P, P, S).
         images: (N, 3, H, W), normalised.
         patches: P, squares along a side.
         fill: see the module.
@@ -42,7 +48,7 @@ def patch_drops(score: Score, images: Tensor, patches: int = 8, fill: Fill = 0.0
             place = (..., _edges(row, patches, height), _edges(column, patches, width))
             without[place] = filler[place]
             drops.append(whole - score(without))
-    return torch.stack(drops, dim=1).view(len(images), patches, patches)
+    return torch.stack(drops, dim=1).unflatten(1, (patches, patches))
 
 
 def patch_deletion_correlation(drops: Tensor, maps: Tensor) -> Tensor:
@@ -93,6 +99,90 @@ def insertion(score: Score, images: Tensor, maps: Tensor, steps: int = 16, fill:
     0.75
     """
     return _area(score, maps, steps, _filler(images, fill), images)
+
+
+def road(score: Score, images: Tensor, maps: Tensor, shares: Sequence[float] = ROAD_SHARES, seed: int = 0) -> Tensor:
+    """How much more the score falls when the highest pixels go than when the lowest do; higher is more faithful.
+
+    Source: Rong et al. 2022 (ROAD): removed pixels are imputed (`impute`), so that their shape tells the model nothing.
+    The mean over shares of half the difference of the score without the lowest and without the highest pixels, as
+    pytorch-grad-cam combines the two orders. 0 for a map that ranks no better than chance; of a flat map, in reading
+    order, which says nothing.
+
+    Args:
+        score: of the images; asked twice a share.
+        images: (N, 3, H, W), normalised.
+        maps: (N, 1, H, W).
+        shares: of the pixels that are removed, in (0, 1).
+        seed: of the noise.
+
+    >>> image = torch.tensor([[[[2.0, 0.0], [0.0, 0.0]]]]).expand(1, 3, 2, 2)
+    >>> road(lambda images: images.sum(dim=(1, 2, 3)), image, image[:, :1], shares=[0.25]).item() > 0
+    True
+    """
+    place = _places(maps)
+    count = maps[0].numel()
+    halves = []
+    for share in shares:
+        if not 0 < share < 1:
+            raise InvalidInputError(f"shares: expected more than 0 and less than 1, got {share}.")
+        number = round(share * count)
+        lowest, highest = (impute(images, gone, seed) for gone in (place >= count - number, place < number))
+        halves.append((score(lowest) - score(highest)) / 2)
+    return torch.stack(halves).mean(dim=0)
+
+
+def impute(images: Tensor, removed: Tensor, seed: int = 0, noise: float = 0.01) -> Tensor:
+    """Pictures whose removed pixels are a weighted mean of their neighbours, with a little noise.
+
+    Source: Rong et al. 2022, section 4 ("noisy linear imputation"): weights 1/6 for the four nearest neighbours, 1/12
+    for the four diagonal ones, those inside the picture, solved for all removed pixels at once.
+
+    Args:
+        images: (N, 3, H, W).
+        removed: (N, 1, H, W) bool; where all of a picture's are, it is zero (the mean colour) and noise.
+        seed: of the noise, the same for every picture.
+        noise: its standard deviation.
+
+    >>> image = torch.tensor([[[[1.0, 9.0, 3.0]]]]).expand(1, 3, 1, 3)
+    >>> impute(image, torch.tensor([[[[False, True, False]]]]), noise=0.0)[0, 0].tolist()
+    [[1.0, 2.0, 3.0]]
+    """
+    filled = images.clone()
+    generator = torch.Generator().manual_seed(seed)
+    jitter = noise * torch.randn(images.shape[1:], generator=generator).to(images)
+    for picture, gone in zip(filled, removed[:, 0], strict=True):
+        if gone.all():
+            picture.zero_()
+        elif gone.any():
+            picture[:, gone] = torch.from_numpy(_solve(picture.cpu().double().numpy(), gone.cpu().numpy())).to(images)
+    return filled + jitter * removed
+
+
+def _solve(picture: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """Values (C, M) of the M removed pixels."""
+    height, width = gone.shape
+    number = np.full(gone.shape, -1)
+    number[gone] = np.arange(gone.sum())
+    rows, columns = np.nonzero(gone)
+    here = number[gone]
+    weights, found = np.zeros(len(here)), np.zeros((picture.shape[0], len(here)))
+    entries: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for down, right in itertools.product((-1, 0, 1), repeat=2):
+        if down == right == 0:
+            continue
+        weight = 1 / 12 if down and right else 1 / 6
+        y, x = rows + down, columns + right
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        weights += weight * inside
+        y, x, of_these = y[inside], x[inside], here[inside]
+        known = ~gone[y, x]
+        found[:, of_these[known]] += weight * picture[:, y[known], x[known]]  # a pixel occurs once in a direction
+        entries.append((of_these[~known], number[y[~known], x[~known]], np.full((~known).sum(), -weight)))
+    entries.append((here, here, weights))
+    at, of, values = (np.concatenate(parts) for parts in zip(*entries, strict=True))
+    system = sparse.csc_matrix((values, (at, of)), shape=(len(here), len(here)))
+    return splu(system).solve(found.T).T
 
 
 def average_drop(probability: Score, images: Tensor, maps: Tensor) -> Tensor:
@@ -164,8 +254,11 @@ def _area(score: Score, maps: Tensor, steps: int, start: Tensor, end: Tensor) ->
     """Area under the score from ``start`` to ``end``, the highest pixels of the map going over first."""
     if steps < 1:
         raise InvalidInputError(f"steps: expected at least 1, got {steps}.")
-    flat = maps.flatten(1)
-    place = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(maps)
-    count = flat.shape[1]
+    place, count = _places(maps), maps[0].numel()
     scores = torch.stack([score(torch.where(place < step * count / steps, end, start)) for step in range(steps + 1)])
     return torch.trapezoid(scores, dx=1 / steps, dim=0)
+
+
+def _places(maps: Tensor) -> Tensor:
+    """Each pixel's place in its map's order, from 0 for the highest; of equal ones the first in reading order first."""
+    return maps.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1).view_as(maps)

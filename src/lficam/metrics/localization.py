@@ -3,10 +3,13 @@
 Boxes are (x1, y1, x2, y2) in pixels, x2 and y2 exclusive. All rates are in [0, 1], higher is better.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
+from torchmetrics.functional.classification import binary_average_precision
 
 from lficam.errors import InvalidInputError
 from lficam.functional import is_flat
@@ -85,6 +88,128 @@ def region_iou(maps: Tensor, boxes: Tensor, threshold: float = 0.5) -> Tensor:
     shared = (opposite - corner).clamp(min=0).prod(dim=2)
     union = _area(found) + _area(boxes) - shared
     return (shared / union).nan_to_num(0.0).amax(dim=1)
+
+
+def box_masks(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """The pixels whose centre lies in a box, (N, 1, H, W) bool; of boxes (N, I, 4) in any of I, in none that is NaN.
+
+    >>> box_masks(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), (1, 2)).tolist()
+    [[[[True, False]]]]
+    """
+    height, width = size
+    y = torch.arange(height, device=boxes.device).view(1, 1, -1, 1) + 0.5
+    x = torch.arange(width, device=boxes.device).view(1, 1, 1, -1) + 0.5
+    x1, y1, x2, y2 = (edge[..., None, None] for edge in boxes.view(len(boxes), -1, 4).unbind(2))
+    return ((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(dim=1, keepdim=True)
+
+
+def energy_share(maps: Tensor, masks: Tensor) -> Tensor:
+    """The share of a map's sum that lies in its object, (N,); higher is better. A flat zero map has none: 0.
+
+    Source: Wang et al. 2020 (Score-CAM), section 4.3, "energy-based pointing game". A map of ones scores the object's
+    share of the picture.
+
+    Args:
+        maps: (N, 1, H, W), zero or more.
+        masks: (N, 1, H, W) bool.
+
+    Raises:
+        InvalidInputError: masks of another shape, or empty ones.
+
+    >>> energy_share(torch.tensor([[[[1.0, 3.0]]]]), torch.tensor([[[[False, True]]]])).item()
+    0.75
+    """
+    _check_masks(masks, maps)
+    total = maps.sum(dim=(1, 2, 3))
+    return (maps * masks).sum(dim=(1, 2, 3)) / total.masked_fill(total == 0, 1.0)
+
+
+def mask_iou(maps: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
+    """Intersection over union of the pixels at or above a threshold and the object's, (N,).
+
+    >>> mask_iou(torch.tensor([[[[1.0, 0.6, 0.0]]]]), torch.tensor([[[[True, False, False]]]])).item()
+    0.5
+    """
+    _check_masks(masks, maps)
+    high = maps >= threshold
+    return (high & masks).sum(dim=(1, 2, 3)) / (high | masks).sum(dim=(1, 2, 3))
+
+
+def max_box_acc(maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 0.5, 0.7), steps: int = 20) -> float:
+    """MaxBoxAccV2: for each overlap asked for, the share of boxes found at the threshold that finds most; their mean.
+
+    Source: Choe et al. 2020 (and its V2), with the box of the largest region at each threshold. The thresholds are
+    chosen on the very pictures that are scored, as its authors do: an upper bound; `tuned_threshold` chooses elsewhere.
+
+    Args:
+        maps: (N, 1, H, W) in [0, 1].
+        boxes: (N, 4) or (N, I, 4).
+        deltas: overlaps that count as found.
+        steps: thresholds tried between 0 and 1.
+
+    >>> max_box_acc(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
+    1.0
+    """
+    ious = torch.stack([region_iou(maps, boxes, threshold) for threshold in _thresholds(steps)])
+    best = [(ious >= delta).float().mean(dim=1).max() for delta in deltas]
+    return float(torch.stack(best).mean())
+
+
+def tuned_threshold(maps: Tensor, boxes: Tensor, steps: int = 20) -> float:
+    """The threshold of the best mean `region_iou`: to be chosen on pictures other than those it is judged on.
+
+    >>> tuned_threshold(torch.tensor([[[[1.0, 0.6, 0.2]]]]), torch.tensor([[0.0, 0.0, 2.0, 1.0]]))
+    0.25
+    """
+    return max(_thresholds(steps), key=lambda threshold: float(region_iou(maps, boxes, threshold).mean()))
+
+
+def pixel_average_precision(maps: Tensor, masks: Tensor) -> float:
+    """PxAP: the average precision of all pixels of all pictures, ranked by their maps' values.
+
+    Source: Choe et al. 2020, section 4.1; scikit-learn's definition by torchmetrics. A map of ones scores the objects'
+    share of the pixels.
+
+    >>> pixel_average_precision(torch.tensor([[[[1.0, 0.2]]]]), torch.tensor([[[[True, False]]]]))
+    1.0
+    """
+    _check_masks(masks, maps)
+    return float(binary_average_precision(maps.flatten(), masks.flatten().long(), thresholds=1000))
+
+
+def grid_share(maps: Tensor, cells: Tensor, side: int = 2) -> Tensor:
+    """The grid pointing game: the share of what a map says for a class that lies in the cell of that class, (N,).
+
+    Source: Boehle et al. 2021, section 4: pictures of different classes side by side, positive evidence only. Chance is
+    1 / side ** 2; 0 where a map has no positive value.
+
+    Args:
+        maps: (N, 1, H, W), signed or not, of grids of ``side`` x ``side`` pictures.
+        cells: (N,) int64, the cell asked for, in reading order.
+        side: pictures along a side.
+
+    >>> grid_share(torch.tensor([[[[3.0, 1.0], [-5.0, 0.0]]]]), torch.tensor([0])).item()
+    0.75
+    """
+    _check_maps(maps)
+    height, width = maps.shape[-2:]
+    if height % side or width % side:
+        raise InvalidInputError(f"maps: expected sides that {side} divides, got {height} x {width}.")
+    parts = maps.relu().view(len(maps), side, height // side, side, width // side).sum(dim=(2, 4)).flatten(1)
+    total = parts.sum(dim=1)
+    return parts.gather(1, cells.view(-1, 1))[:, 0] / total.masked_fill(total == 0, 1.0)
+
+
+def _thresholds(steps: int) -> list[float]:
+    return [number / steps for number in range(1, steps)]
+
+
+def _check_masks(masks: Tensor, maps: Tensor) -> None:
+    _check_maps(maps)
+    if masks.shape != maps.shape or masks.dtype != torch.bool:
+        raise InvalidInputError(f"masks: expected {tuple(maps.shape)} bool, got {tuple(masks.shape)} {masks.dtype}.")
+    if not masks.flatten(1).any(dim=1).all():
+        raise InvalidInputError("masks: got an empty one; leave out the pictures whose object is not in view.")
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -86,6 +86,13 @@ class ABNClassifier(PlainClassifier):
         logits, evidence = self._answer(features, class_idx)
         return Prediction(logits, attention, evidence, attention_logits=attention_logits)
 
+    def answer_with(self, images: Tensor, attention: Tensor) -> Tensor:
+        """Logits (N, C) with another map (N, 1, h, w) in place of the model's own: what a swap test asks."""
+        self.check_images(images)
+        extractor, last_stage = split_last_stage(self.backbone)
+        extracted = extractor(images)
+        return self._head(self._pre_pool(last_stage(LF.attend(extracted, attention).to(extracted.dtype))))
+
     def _perceive(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         self.check_images(images)
         extractor, last_stage = split_last_stage(self.backbone)

@@ -1,7 +1,7 @@
 """LFI-CAM: the steps of the paper's Figure 2, in its order."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lficam import functional as LF
 from lficam.contract import ClassIndex, Prediction
@@ -71,6 +71,13 @@ class LFIClassifier(PlainClassifier):
         logits, evidence = self._answer(features, class_idx)
         return Prediction(logits, attention, evidence, importance)
 
+    def answer_with(self, images: Tensor, attention: Tensor) -> Tensor:
+        """Logits (N, C) with another map (N, 1, h, w) in place of the model's own: what a swap test asks."""
+        if self._cut is None:
+            return self._head(self._pre_pool(LF.attend(self.forward_features(images), attention)))
+        network = cut_network(self.backbone)
+        return self._head(self._pre_pool(self._resume(network, self._cut.run(0, network, images), attention)))
+
     def _perceive(self, images: Tensor) -> Attended:
         """Section 3.3: the map of the last layer, resized, on an earlier one; then the rest of the trunk again."""
         assert self._cut is not None
@@ -78,9 +85,13 @@ class LFIClassifier(PlainClassifier):
         network = cut_network(self.backbone)
         early = self._cut.run(0, network, images)
         attention, importance = self._attention(self._cut.run(1, network, early), images)
+        return Attended(self._resume(network, early, attention), attention, importance)
+
+    def _resume(self, network: nn.Module, early: Tensor, attention: Tensor) -> Tensor:
+        """The early map (N, K', h', w'), amplified by the map of the last, through the rest of the trunk."""
+        assert self._cut is not None
         resized = LF.upsample(attention, (early.shape[-2], early.shape[-1]))
-        attended = LF.attend(early, resized).to(early.dtype)
-        return Attended(self._cut.run(1, network, attended), attention, importance)
+        return self._cut.run(1, network, LF.attend(early, resized).to(early.dtype))
 
     def _attention(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Equations 5 to 9: the map (N, 1, h, w), min-max normalised, and the weights (N, K) that made it."""

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,9 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     lficam.errors.RunError: run: expected a run with config.json, got no-such-run; train first, or mend the path.
     """
     run = Path(run)
-    page = Path(out) if out is not None else run / "report.html"
-    if page.is_dir() or (page.is_file() and not page.read_text(errors="replace").startswith(MARKER)):
-        raise RunError(f"out: {page} exists and is no lficam report; name another file. Nothing was changed.")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("lficam.report"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    environment.filters["count"] = lambda number: f"{number:,}"
-    html = environment.get_template("report.html").render(
-        marker=MARKER,
+    return _write_page(
+        Path(out) if out is not None else run / "report.html",
+        "report.html",
         name=run.resolve().name,
         config=read_record(run / "config.json"),
         metrics=read_record(run / "metrics.json"),
@@ -54,6 +48,39 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         comparisons=[_comparison(path) for path in sorted(run.glob("comparison/*/comparison.json"))],
         evaluations=[_evaluation(path) for path in sorted(run.glob("evaluation/*/evaluation.json"))],
     )
+
+
+def write_audit(audit: Mapping[str, Any], out: str | Path) -> Path:
+    """Render an audit's record as one HTML page: a verdict a line, and every value behind them.
+
+    Args:
+        audit: of `lficam.audit.Audit.to_dict`.
+        out: the page; an earlier page of lficam is replaced, any other file is not.
+
+    Raises:
+        RunError: ``out`` is a file of somebody else.
+    """
+    return _write_page(Path(out), "audit.html", audit=audit)
+
+
+def require_page(page: Path) -> None:
+    """Refuse to write over a file of somebody else, before the work that leads to it.
+
+    Raises:
+        RunError: there is one.
+    """
+    if page.is_dir() or (page.is_file() and not page.read_text(errors="replace").startswith(MARKER)):
+        raise RunError(f"out: {page} exists and is no lficam report; name another file. Nothing was changed.")
+
+
+def _write_page(page: Path, template: str, **values: Any) -> Path:
+    require_page(page)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("lficam.report"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
+    environment.filters["count"] = lambda number: f"{number:,}"
+    html = environment.get_template(template).render(marker=MARKER, **values)
     page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(page, html)
     return page

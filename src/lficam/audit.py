@@ -1,0 +1,222 @@
+"""A true explanation or a pretty one? Each claim that a map makes, held against what costs nothing, with a verdict."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lficam.data.pictures import Pictures
+from lficam.errors import InvalidInputError
+from lficam.evaluation import carried, require_comparable
+from lficam.measuring import BASELINES, VERSUS, Record, combine, measure_run
+from lficam.metrics.intervals import Mean, bootstrap_mean
+from lficam.models.plain import PlainClassifier
+from lficam.stability import measure_stability
+
+Word = Literal["holds", "holds trivially", "fails", "unknown"]
+EXPLAINERS = ("attention", "class_evidence", VERSUS, "grad_cam")
+# What counts as a difference, fixed before anything was measured.
+MARGINS = {
+    "accuracy": 0.005,
+    "patch_deletion": 0.03,
+    "patch_deletion_margin": 0.03,
+    "pointing": 0.03,
+    "stability": 0.03,
+}
+# A map that keeps more than half of its ranks when every weight is lost does not come of the weights.
+RANKS_KEPT = 0.5
+_CLAIMS = {
+    "patch_deletion": "says how much the label's logit loses without a patch",
+    "patch_deletion_margin": "says how much the lead over the second class loses without a patch",
+    "pointing": "points at the object",
+}
+
+
+@dataclass
+class Verdict:
+    """What became of a claim.
+
+    Attributes:
+        claim: in words; its subject is the map.
+        explainer: whose map.
+        verdict: ``holds`` beyond the margin and its interval; ``holds trivially``: true, and true of a map that costs
+            nothing; ``fails``; ``unknown``: the interval does not decide.
+        value: what was measured.
+        low: of its 95 % interval; None where there is none.
+        high: likewise.
+        reason: the numbers in words.
+    """
+
+    claim: str
+    explainer: str
+    verdict: Word
+    value: float | None
+    low: float | None
+    high: float | None
+    reason: str
+
+
+@dataclass
+class Audit:
+    """The verdicts on one or several runs.
+
+    Attributes:
+        facts: source, runs, pictures, margins.
+        verdicts: one a claim and explainer.
+        notes: what cannot be otherwise by construction.
+        rows: every value behind the verdicts, see `lficam.measuring.combine`.
+    """
+
+    facts: dict[str, Any]
+    verdicts: list[Verdict]
+    notes: list[str]
+    rows: list[dict[str, Any]]
+
+    @property
+    def failed(self) -> list[Verdict]:
+        """Those that should stop a build."""
+        return [verdict for verdict in self.verdicts if verdict.verdict == "fails"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return asdict(self)
+
+
+def audit(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str) -> Audit:
+    """Measure and judge the maps of trained runs on a sample of pictures; records go to each run's directory.
+
+    The trivial maps that a claim is held against are the channel mean, a fixed Gaussian in the centre and noise. The
+    margins are `MARGINS`: half a point of accuracy, 0.03 of a correlation, of pointing or of corrected IoU.
+
+    Args:
+        models: trained, by run directory; several must be alike but for their training.
+        pictures: the sample; with boxes it is asked where maps point.
+        source: its name.
+
+    Raises:
+        InvalidInputError: no model, models that cannot be compared, or too few pictures.
+    """
+    if not models:
+        raise InvalidInputError("runs: expected at least one, got none.")
+    require_comparable(models)
+    first = next(iter(models.values()))
+    own = carried(first, EXPLAINERS)
+    measures = ["patch_deletion", *(["pointing"] if pictures.boxes is not None else [])]
+    records = {
+        run: [
+            *measure_run(run, model, pictures, source, [*own, *BASELINES], measures),
+            *measure_run(run, model, pictures, source, own, ["sanity"]),
+            *measure_run(run, model, pictures, source, carried(model, ["attention"]), ["swap"]),
+        ]
+        for run, model in models.items()
+    }
+    values = _values(records)
+    verdicts = _use(values)
+    for metric in _CLAIMS:
+        verdicts += [_against_baselines(values, name, metric) for name in own if (name, metric) in values]
+    verdicts += [_from_the_weights(values, name) for name in own]
+    if len(models) > 1:
+        verdicts += [_stable(models, pictures, source, name) for name in own if name != VERSUS]
+    facts = {"source": source, "runs": list(models), "pictures": len(pictures), "margins": MARGINS}
+    return Audit(facts, verdicts, _notes(own), combine(records))
+
+
+def _values(records: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], Tensor]:
+    """(R, N) of every explainer and metric that has values."""
+    found: dict[tuple[str, str], list[list[float]]] = {}
+    for of_run in records.values():
+        for record in of_run:
+            if record.values:
+                row = [torch.nan if value is None else value for value in record.values]
+                found.setdefault((record.explainer, record.metric), []).append(row)
+    return {key: torch.tensor(rows) for key, rows in found.items() if len(rows) == len(records)}
+
+
+def _use(values: Mapping[tuple[str, str], Tensor]) -> list[Verdict]:
+    """Swap test: is another picture's map as good? And if not, is the channel mean's?"""
+    if ("attention", "accuracy_lost_with_other_image") not in values:
+        return []
+    lost = _mean(values["attention", "accuracy_lost_with_other_image"])
+    by_mean = _mean(values["attention", "accuracy_lost_with_feature_mean"])
+    margin = MARGINS["accuracy"]
+    agreement = float(values["attention", "agreement_with_other_image"].mean())
+    word = _word(lost, margin)
+    if word == "holds" and by_mean.high < margin:
+        word = "holds trivially"
+    reason = (
+        f"with another picture's map {agreement:.1%} of the labels stay and {_points(lost)} points of accuracy are "
+        f"lost; with the channel mean's map {_points(by_mean)} points"
+    )
+    return [Verdict("is used by the label", "attention", word, lost.value, lost.low, lost.high, reason)]
+
+
+def _against_baselines(values: Mapping[tuple[str, str], Tensor], name: str, metric: str) -> Verdict:
+    own, margin = _mean(values[name, metric]), MARGINS[metric]
+    rivals = {rival: values[rival, metric] for rival in BASELINES if (rival, metric) in values}
+    best = max(rivals, key=lambda rival: float(rivals[rival].nanmean()))
+    ahead = _mean(values[name, metric] - rivals[best])
+    word: Word = _word(ahead, margin)
+    # Pointing has no natural zero; noise is its nothing.
+    over_nothing = own if metric != "pointing" else _mean(values[name, metric] - rivals["random"])
+    if word == "fails" and _word(over_nothing, margin) == "holds":
+        word = "holds trivially"
+    reason = (
+        f"{_shown(own)}; the best trivial map ({best}) has {float(rivals[best].nanmean()):.3f}, ahead {_shown(ahead)}"
+    )
+    return Verdict(_CLAIMS[metric], name, word, own.value, own.low, own.high, reason)
+
+
+def _from_the_weights(values: Mapping[tuple[str, str], Tensor], name: str) -> Verdict:
+    kept = bootstrap_mean(values[name, "randomised"]) if (name, "randomised") in values else None
+    claim = "comes of the learned weights"
+    if kept is None:
+        return Verdict(claim, name, "unknown", None, None, None, "no map but flat ones to compare")
+    word: Word = "holds" if kept.high < RANKS_KEPT else "fails" if kept.low > RANKS_KEPT else "unknown"
+    reason = f"rank correlation with the map after all weights are lost: {_shown(kept)}"
+    return Verdict(claim, name, word, kept.value, kept.low, kept.high, reason)
+
+
+def _stable(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str, name: str) -> Verdict:
+    own, trivial = (measure_stability(models, pictures, source, of).measures[0] for of in (name, "feature_mean"))
+    claim, margin = "is the same in another training run", MARGINS["stability"]
+    if own["corrected"] is None or trivial["corrected"] is None:
+        return Verdict(
+            claim, name, "unknown", own["value"], None, None, "chance itself is perfect: the maps never change"
+        )
+    ahead = own["corrected"] - trivial["corrected"]
+    word: Word = "fails" if own["corrected"] < margin else "holds trivially" if ahead < margin else "holds"
+    reason = (
+        f"IoU {own['value']:.3f}, {own['shuffled']:.3f} with another picture of the class, corrected "
+        f"{own['corrected']:.3f}; the channel mean's corrected {trivial['corrected']:.3f}"
+    )
+    return Verdict(claim, name, word, own["corrected"], None, None, reason)
+
+
+def _notes(own: Sequence[str]) -> list[str]:
+    if "attention" not in own:
+        return []
+    return [
+        "The attention map is made before the classifier's last layer and has no class: it cannot react to that layer "
+        "(its rank correlation is 1 when the layer is lost), and it cannot say why one class and not another."
+    ]
+
+
+def _word(difference: Mean, margin: float) -> Word:
+    """Beyond the margin, and not by chance; below it for sure; or undecided."""
+    if difference.low > 0 and difference.value >= margin:
+        return "holds"
+    return "fails" if difference.high < margin else "unknown"
+
+
+def _mean(values: Tensor) -> Mean:
+    return bootstrap_mean(values) or Mean(0.0, 0.0, 0.0, 1.0)
+
+
+def _shown(mean: Mean) -> str:
+    return f"{mean.value:.3f} ({mean.low:.3f} to {mean.high:.3f})"
+
+
+def _points(mean: Mean) -> str:
+    return f"{100 * mean.value:.2f} ({100 * mean.low:.2f} to {100 * mean.high:.2f})"
