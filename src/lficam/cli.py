@@ -246,14 +246,13 @@ def _load_comparable(options: Namespace) -> tuple[dict[str, Any], Any]:
     """Runs of the same classes and preprocessing, and a sample of the pictures of ``--data``."""
     from lficam.data.sources import load_source
     from lficam.evaluation import require_comparable, require_same_classes
-    from lficam.measuring import sample
 
     models = {run: _load(run, options) for run in dict.fromkeys(options.runs)}
     require_comparable(models)
     first = next(iter(models.values()))
     pictures = load_source(options.data, first.config.required_preprocessing().size, with_train=False).test
     require_same_classes(first, pictures, options.data)
-    return models, sample(pictures, options.limit)
+    return models, pictures.sample(options.limit)
 
 
 def _load(run: str, options: Namespace) -> Any:
@@ -391,14 +390,13 @@ def audit(options: Namespace) -> dict[str, Any]:
     """Judge the maps of runs against maps that cost nothing: a page, a verdict a line; exit code 1 if one fails."""
     from lficam.audit import audit as judge
     from lficam.report import require_page, write_audit
-    from lficam.tables import print_rows
 
     page = Path(options.out) if options.out else Path(options.runs[0]) / "audit.html"
     require_page(page)
     models, pictures = _load_comparable(options)
     found = judge(models, pictures, options.data)
-    columns = ("explainer", "claim", "verdict", "reason")
-    print_rows("verdicts", [{column: getattr(verdict, column) for column in columns} for verdict in found.verdicts])
+    for verdict in found.verdicts:
+        print(f"{verdict.verdict:<16} {verdict.explainer} {verdict.claim}: {verdict.reason}")
     for note in found.notes:
         print(note)
     print(f"audit: {write_audit(found.to_dict(), page)}")
@@ -422,6 +420,24 @@ def report(options: Namespace) -> dict[str, Any]:
     page = write_report(options.run, options.out)
     print(f"report: {page}")
     return {"report": str(page)}
+
+
+def _sweep_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("file", type=str, metavar="FILE", help="a sweep's YAML file; records go into its folder")
+    parser.add_argument("--runs", type=str, required=True, metavar="DIR", help="where the runs go, or stand already")
+    parser.add_argument("--data", type=str, default=None, help="source, in place of the recipe's")
+    parser.add_argument("--only-tables", type=bool, default=False, help="make table and figure from the records")
+
+
+def sweep(options: Namespace) -> dict[str, Any]:
+    """Train, measure and compare all variants and runs of a file; goes on where it stopped, from its records alone."""
+    from lficam.sweep import read_sweep, run_sweep, write_summary
+
+    plan = read_sweep(options.file, options.data)
+    if not options.only_tables:
+        run_sweep(plan, options.runs)
+    print(write_summary(plan))
+    return {"records": str(plan.records_file)}
 
 
 def _demo_arguments(parser: ArgumentParser) -> None:
@@ -479,6 +495,7 @@ _VERBS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], 
     "compare": (_compare_arguments, compare),
     "stability": (_stability_arguments, stability),
     "audit": (_audit_arguments, audit),
+    "sweep": (_sweep_arguments, sweep),
     "report": (_report_arguments, report),
     "params": (_params_arguments, params),
     "demo": (_demo_arguments, demo),

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -33,7 +33,6 @@ from lficam.models.lfi import LFIClassifier
 from lficam.models.plain import PlainClassifier
 from lficam.progress import progress_bar
 
-MEASURES_FILE = "measures.jsonl"
 VERSUS = "class_evidence_versus"
 ONES = "ones"
 BASELINES = ("feature_mean", "centre", "random", ONES)
@@ -493,15 +492,6 @@ def _record(name: str, group: str, metric: str, values: Tensor) -> Record:
     return Record(name, group, metric, mean.value, mean.low, mean.high, better, mean.left_out, of_each)
 
 
-def sample(pictures: Pictures, limit: int) -> Pictures:
-    """At most ``limit`` pictures, drawn from the whole set with a fixed seed: never the head of a sorted one."""
-    if limit < 2:
-        raise InvalidInputError(f"limit: expected at least 2 pictures, got {limit}.")
-    return pictures.select(
-        torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:limit].sort().values
-    )
-
-
 def measure_run(
     run: str | Path,
     model: PlainClassifier,
@@ -510,15 +500,15 @@ def measure_run(
     explainers: Sequence[str],
     measures: Sequence[str],
 ) -> list[Record]:
-    """`measure` with the records kept in ``RUN/evaluation/SOURCE/measures.jsonl``; what is there is not made again.
+    """`measure` with the records kept in ``RUN/evaluation/SOURCE/measures-N.jsonl`` of N pictures, and not made twice.
 
-    The file's first line says of which weights and pictures they are. Records of others are made anew. A measure that
-    was interrupted is made again.
+    The file's first line says of which weights and pictures they are; records of others are made anew. Then a line a
+    measure: one that was interrupted is made again.
 
     Returns:
         The records asked for, in their order.
     """
-    path = evaluation_directory(run, source) / MEASURES_FILE
+    path = evaluation_directory(run, source) / f"measures-{len(pictures)}.jsonl"
     facts = {
         "source": source,
         "pictures": len(pictures),
@@ -526,25 +516,30 @@ def measure_run(
     }
     known = _read_records(path, facts)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, _lines([facts, *(record.to_dict() for record in known)]))
-    found = list(known)
-    for records in measure(model, pictures, explainers, measures, known):
+    write_whole(path, "".join(_line(row) for row in [facts, *map(_plain, known)]))
+    for records in measure(model, pictures, explainers, measures, [record for group in known for record in group]):
         with path.open("a") as file:
-            file.write(_lines(record.to_dict() for record in records))
-        found += records
-    return [record for record in found if record.explainer in explainers and record.group in measures]
+            file.write(_line(_plain(records)))
+        known.append(records)
+    return [
+        record for group in known for record in group if record.explainer in explainers and record.group in measures
+    ]
 
 
-def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
+def _plain(records: Sequence[Record]) -> list[dict[str, Any]]:
+    return [record.to_dict() for record in records]
 
 
-def _read_records(path: Path, facts: Mapping[str, Any]) -> list[Record]:
-    """None where the file is of something else; a last line that was cut short is dropped."""
+def _line(row: Any) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _read_records(path: Path, facts: Mapping[str, Any]) -> list[list[Record]]:
+    """A list a measure; none where the file is of something else. A last line that was cut short is dropped."""
     if not path.is_file():
         return []
     rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-    return [Record(**row) for row in rows[1:]] if rows and rows[0] == facts else []
+    return [[Record(**row) for row in group] for group in rows[1:]] if rows and rows[0] == facts else []
 
 
 def combine(records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:

@@ -91,16 +91,25 @@ def measure_stability(
     if len(models) < 2:
         raise InvalidInputError(f"runs: expected at least two to compare, got {len(models)}.")
     require_comparable(models)
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:limit].sort().values
-    sample = pictures.select(order)
-    maps = {name: _maps(model, sample, explainer) for name, model in models.items()}
-    partners = partners_of_one_class(sample.labels)
+    drawn = pictures.sample(limit)
+    maps = {name: _maps(model, drawn, explainer) for name, model in models.items()}
+    return stability_of_maps(maps, drawn.labels, {"source": source, "explainer": explainer}, validation)
+
+
+def stability_of_maps(
+    maps: Mapping[str, Tensor],
+    labels: Tensor,
+    facts: Mapping[str, Any],
+    validation: Mapping[str, float | None] | None = None,
+) -> Stability:
+    """`measure_stability` of maps (N, 1, H, W) that are there already, by run, all of the same labelled pictures."""
+    partners = partners_of_one_class(labels)
     rows = [_pair(one, other, maps, partners) for one, other in combinations(maps, 2)]
     return Stability(
-        facts={"source": source, "explainer": explainer, "pictures": len(sample), "runs": list(models)},
+        facts={**facts, "pictures": len(labels), "runs": list(maps)},
         measures=[_measure(name, rows) for name in MEASURES],
         pairs=[{"runs": row["runs"], **{name: row[name]["value"] for name in MEASURES}} for row in rows],
-        paper=_papers(rows, validation or {}, list(models)),
+        paper=_papers(rows, validation or {}, list(maps)),
     )
 
 

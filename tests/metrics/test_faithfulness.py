@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence, IncreaseInConfidence
+from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 from scipy.stats import pearsonr, spearmanr
 
 from lficam.errors import InvalidInputError
@@ -14,9 +15,11 @@ from lficam.metrics.faithfulness import (
     average_drop,
     average_gain,
     deletion,
+    impute,
     insertion,
     patch_deletion_correlation,
     patch_drops,
+    road,
 )
 
 
@@ -150,3 +153,45 @@ def test_what_does_not_fit_is_refused(images, maps):
         insertion(score, images, maps, steps=0)
     with pytest.raises(InvalidInputError, match="maps"):
         patch_deletion_correlation(torch.zeros(2, 4, 4), maps)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.97])
+def test_imputation_is_grad_cams(images, share):
+    removed = torch.rand(3, 1, 12, 10, generator=torch.Generator().manual_seed(4)) < share
+    found = impute(images, removed, noise=0.0)
+    for picture, gone, image in zip(found, removed[:, 0], images, strict=True):
+        expected = NoisyLinearImputer(noise=0.0)(image, (~gone).float())
+        torch.testing.assert_close(picture, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_imputation_adds_noise_where_pixels_went_and_survives_losing_all(images):
+    removed = torch.zeros(3, 1, 12, 10, dtype=torch.bool)
+    removed[0, 0, :6] = True
+    removed[1] = True
+    filled, without = impute(images, removed, seed=3), impute(images, removed, seed=3, noise=0.0)
+    assert torch.equal(filled, impute(images, removed, seed=3))
+    assert torch.equal(filled[2], images[2])
+    assert torch.equal(filled[0, :, 6:], images[0, :, 6:])
+    assert 0.005 < float((filled - without)[removed.expand(-1, 3, -1, -1)].std()) < 0.02
+    assert torch.equal(without[1], torch.zeros(3, 12, 10))
+
+
+def test_road_rewards_the_right_order_and_its_opposite_costs_as_much(images, weights):
+    def score(pictures):
+        return (pictures * weights).sum(dim=(1, 2, 3))
+
+    terms = ((images - images.mean(dim=(2, 3), keepdim=True)) * weights).sum(dim=1, keepdim=True)
+    right = road(score, images, terms)
+    assert (right > 0).all()
+    torch.testing.assert_close(road(score, images, -terms), -right, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InvalidInputError, match="more than 0 and less than 1"):
+        road(score, images, terms, shares=[1.0])
+
+
+def test_drops_of_several_numbers_at_once_are_those_of_each(images, weights):
+    def score(pictures):
+        return (pictures * weights).sum(dim=(1, 2, 3))
+
+    both = patch_drops(lambda pictures: torch.stack((score(pictures), -score(pictures)), dim=1), images, patches=3)
+    torch.testing.assert_close(both[..., 0], patch_drops(score, images, patches=3))
+    torch.testing.assert_close(both[..., 1], -both[..., 0])

@@ -13,7 +13,7 @@ from torch import Tensor
 from lficam.contract import Preprocessing
 from lficam.data.images import image_size, read_image
 from lficam.data.transforms import prepare
-from lficam.errors import DataError
+from lficam.errors import DataError, InvalidInputError
 from lficam.progress import track
 
 IN_MEMORY_BYTES = 2 * 2**30
@@ -83,6 +83,17 @@ class Pictures:
         }
         names = [self.names[i] for i in chosen]
         return Pictures(_chosen(self.images, indices), self.labels[indices], self.class_names, names, **of_each)
+
+    def sample(self, limit: int) -> "Pictures":
+        """At most ``limit`` of the pictures, drawn from the whole set with a fixed seed.
+
+        Raises:
+            InvalidInputError: fewer than two asked for.
+        """
+        if limit < 2:
+            raise InvalidInputError(f"limit: expected at least 2 pictures, got {limit}.")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        return self.select(order[:limit].sort().values)
 
     def seen_boxes(self, boxes: Tensor, preprocessing: Preprocessing) -> Tensor:
         """Boxes (N, ..., 4) in the pictures' own pixels to those of the network's input.

@@ -185,7 +185,7 @@ def recipe_values(name_or_path: str) -> dict[str, Any]:
     """
     if name_or_path in recipe_names():
         row = {key: value for key, value in _read("rows.yaml")[name_or_path].items() if key != "paper"}
-        return _merge(_read(f"{row.pop('base')}.yaml"), row)
+        return merge(_read(f"{row.pop('base')}.yaml"), row)
     path = Path(name_or_path)
     if not path.is_file():
         raise UnknownNameError("recipe (nor is it a file)", name_or_path, recipe_names())
@@ -199,7 +199,12 @@ def recipe_values(name_or_path: str) -> dict[str, Any]:
     return values
 
 
-def _merge(base: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings over others; mappings such as ``model`` are merged too.
+
+    >>> merge({"epochs": 1, "model": {"fin": "uniform"}}, {"model": {"method": "abn"}})
+    {'epochs': 1, 'model': {'fin': 'uniform', 'method': 'abn'}}
+    """
     merged = dict(base)
     for key, value in row.items():
         merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value

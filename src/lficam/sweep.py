@@ -1,0 +1,345 @@
+"""Variants x runs -> records, a table and a figure: an experiment that goes on where it stopped."""
+
+import json
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from matplotlib.figure import Figure
+from scipy import stats
+from torch import Tensor
+
+from lficam import functional as LF
+from lficam.contract import in_eval_mode
+from lficam.data.pictures import Pictures
+from lficam.data.sources import load_source
+from lficam.errors import InvalidInputError
+from lficam.evaluation import Subject, carried, evaluate_run
+from lficam.explainers import EXPLAINERS, create_explainer
+from lficam.files import write_whole
+from lficam.measuring import BASELINES, measure_run
+from lficam.models.plain import PlainClassifier
+from lficam.progress import progress_bar
+from lficam.recipes import merge, recipe_from_values, recipe_values
+from lficam.stability import stability_of_maps
+from lficam.training import Run, fit
+
+RECORDS_FILE = "records.jsonl"
+_FIELDS = ("recipe", "settings", "variants", "runs", "measure", "stability", "against")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep's file says.
+
+    Attributes:
+        path: the file; its folder's name is the experiment's.
+        recipe: a shipped recipe or a file.
+        settings: over the recipe's, for all variants.
+        variants: name to settings, over those.
+        runs: settings of each run, such as its seed, over those.
+        measure: of each, ``explainers``, ``metrics`` and ``pictures`` (a number) of `lficam.measuring`.
+        stability: ``explainers`` and ``pictures`` of `lficam.stability`.
+        against: the variant that the others are held against, run by run.
+        data: source in place of the recipe's; its path stays out of the records.
+    """
+
+    path: Path
+    recipe: str
+    settings: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
+    runs: list[dict[str, Any]]
+    measure: list[dict[str, Any]]
+    stability: dict[str, Any]
+    against: str
+    data: str | None
+
+    @property
+    def name(self) -> str:
+        """The experiment's."""
+        return self.path.resolve().parent.name
+
+    @property
+    def records_file(self) -> Path:
+        """One JSON object a line; all that a later session needs."""
+        return self.path.parent / RECORDS_FILE
+
+    @property
+    def command(self) -> str:
+        """What makes the records again."""
+        folder = " --data folder:FOLDER" if self.data else ""
+        return f"lficam sweep experiments/{self.name}/{self.path.name} --runs RUNS{folder}"
+
+    def values(self, variant: str, run: int) -> dict[str, Any]:
+        """The settings of one run's recipe."""
+        values = recipe_values(self.recipe)
+        for over in (self.settings, self.variants[variant], self.runs[run], {"data": self.data} if self.data else {}):
+            values = merge(values, over)
+        return values
+
+
+def slug(variant: str, run: int) -> str:
+    """The name of a run's directory.
+
+    >>> slug("LFI-CAM, w = 1/K", 2)
+    'lfi-cam-w-1-k-2'
+    """
+    words = "".join(letter if letter.isalnum() else " " for letter in variant.lower()).split()
+    return "-".join([*words, str(run)])
+
+
+def read_sweep(path: str | Path, data: str | None = None) -> Sweep:
+    """A sweep's file.
+
+    Raises:
+        InvalidInputError: no such file, unknown or missing fields, or a recipe that cannot be trained.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidInputError(f"sweep: expected a YAML file, got {path}; mend the path.")
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"sweep: {path} is no YAML file ({' '.join(str(error).split())}).") from error
+    if not isinstance(fields, dict) or set(fields) - set(_FIELDS) or not {"recipe", "variants", "runs"} <= set(fields):
+        raise InvalidInputError(f"sweep: expected recipe, variants, runs and of {', '.join(_FIELDS)} in {path}.")
+    fields = {"settings": {}, "measure": [], "stability": {}, "against": "", **fields}
+    variants = {name: values or {} for name, values in fields.pop("variants").items()}
+    if fields["against"] and fields["against"] not in variants:
+        raise InvalidInputError(f"sweep: against {fields['against']!r} is none of {', '.join(variants)}.")
+    sweep = Sweep(path, variants=variants, data=data, **fields)
+    for variant in variants:
+        for run in range(len(sweep.runs)):
+            recipe_from_values(sweep.values(variant, run)).check()
+    return sweep
+
+
+def run_sweep(sweep: Sweep, runs: str | Path) -> None:
+    """Train and measure what has no records yet, run by run over all variants, then compare the maps of the runs.
+
+    A finished run in ``runs`` is not trained again, a stopped one goes on after its last epoch; one that has records is
+    not even looked for.
+    """
+    rows = read_records(sweep.records_file)
+    for run in range(len(sweep.runs)):
+        for variant in sweep.variants:
+            name = slug(variant, run)
+            if not any(row["run"] == name for row in rows):
+                print(f"{sweep.name}: {variant}, run {run + 1} of {len(sweep.runs)}", flush=True)
+                rows += list(_run(sweep, variant, run, Path(runs)))
+                _write(sweep.records_file, rows)
+    rows = [row for row in rows if row["metric"].partition(":")[0] != "stability"]
+    for variant in sweep.variants:
+        rows += list(_stability(sweep, variant, rows))
+    _write(sweep.records_file, rows)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The rows of a record file; none where there is no file yet."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str, Any]]:
+    recipe = recipe_from_values(sweep.values(variant, run))
+    trained = fit(recipe, runs / sweep.name / slug(variant, run))
+    evaluation = evaluate_run(trained.directory, trained.model, recipe.data).to_dict()
+    common = {
+        "experiment": sweep.name,
+        "dataset": f"folder:{sweep.name}" if sweep.data else recipe.data,
+        "backbone": recipe.model.backbone,
+        "method": recipe.model.method,
+        "variant": variant,
+        "run": slug(variant, run),
+        "seed": recipe.seed,
+        "epochs": recipe.epochs,
+        "settings": sweep.runs[run],
+        "command": sweep.command,
+        "seconds": trained.metrics["training_seconds"],
+    }
+    for metric, value in _figures(trained, evaluation):
+        low, high = (value["low"], value["high"]) if isinstance(value, dict) else (None, None)
+        number = value["value"] if isinstance(value, dict) else value
+        yield {**common, "explainer": "", "metric": metric, "value": number, "low": low, "high": high}
+    pictures = load_source(recipe.data, recipe.image_size, with_train=False).test
+    for asked in sweep.measure:
+        drawn, wanted = pictures.sample(asked["pictures"]), carried(trained.model, asked["explainers"])
+        for record in measure_run(trained.directory, trained.model, drawn, recipe.data, wanted, asked["metrics"]):
+            if record.value is not None:
+                bounds = {"value": record.value, "low": record.low, "high": record.high}
+                yield {**common, "explainer": record.explainer, "metric": record.metric, **bounds}
+    if sweep.stability:
+        _keep_maps(sweep, trained.model, pictures.sample(sweep.stability["pictures"]), _maps_file(sweep, variant, run))
+
+
+def _figures(run: Run, evaluation: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield from evaluation["classification"].items()
+    yield "parameters", evaluation["facts"]["parameters"]
+    yield "multiply_adds", evaluation["facts"]["multiply_adds"]
+    yield "seconds_per_epoch", run.metrics["seconds_per_epoch"]
+    if run.metrics.get("val_accuracy") is not None:
+        yield "val_accuracy", run.metrics["val_accuracy"]
+    for row in evaluation["localization"]:
+        yield f"pointing: {row['map']}", row["pointing"]
+        yield f"box_iou: {row['map']}", row["box_iou"]
+
+
+def _maps_file(sweep: Sweep, variant: str, run: int) -> Path:
+    return sweep.path.parent / "maps" / f"{slug(variant, run)}.npz"
+
+
+def _keep_maps(sweep: Sweep, model: PlainClassifier, pictures: Pictures, path: Path) -> None:
+    """Raw maps on their grid, and the labels: what stability needs when the weights are gone."""
+    kept = {"labels": pictures.labels.numpy()}
+    with in_eval_mode(model), progress_bar() as progress:
+        subject = Subject(model, pictures, model.config.required_preprocessing(), 100, progress)
+        for name in carried(model, sweep.stability["explainers"]):
+            maps = subject.maps(create_explainer(name, model), pictures.labels, raw=True)
+            kept[name] = maps.numpy().astype(np.float16)
+    path.parent.mkdir(exist_ok=True)
+    np.savez_compressed(path, **kept)  # type: ignore[arg-type]
+
+
+def _stability(sweep: Sweep, variant: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """All pairs of a variant's runs, from the maps that were kept."""
+    files = {slug(variant, run): _maps_file(sweep, variant, run) for run in range(len(sweep.runs))}
+    kept = {name: np.load(path) for name, path in files.items() if path.is_file()}
+    if len(kept) < 2:
+        return
+    of_variant = [row for row in rows if row["variant"] == variant]
+    validation = {row["run"]: row["value"] for row in of_variant if row["metric"] == "val_accuracy"}
+    fields = ("experiment", "dataset", "backbone", "method", "variant", "epochs", "command")
+    common = {field: of_variant[0][field] for field in fields}
+    side = recipe_from_values(sweep.values(variant, 0)).image_size
+    first = next(iter(kept.values()))
+    for name in (name for name in first.files if name != "labels"):
+        maps = {run: _shown(torch.from_numpy(of_run[name]).float(), name, side) for run, of_run in kept.items()}
+        found = stability_of_maps(maps, torch.from_numpy(first["labels"]), {"explainer": name}, validation)
+        about = {**common, "run": " and ".join(kept), "seed": None, "seconds": None, "explainer": name}
+        for measure in found.measures:
+            for part in ("value", "shuffled", "corrected"):
+                if measure[part] is not None:
+                    metric = f"stability: {measure['measure']}" + ("" if part == "value" else f", {part}")
+                    over_pairs = {"deviation": measure["deviation"]} if part == "value" and len(found.pairs) > 1 else {}
+                    yield {**about, "metric": metric, "value": measure[part], **over_pairs}
+        if found.paper:
+            yield {**about, "metric": "stability: the paper's protocol", "value": found.paper["iou"]}
+
+
+def _shown(maps: Tensor, name: str, side: int) -> Tensor:
+    """Raw maps as an explainer normalises them."""
+    return LF.min_max(LF.upsample(maps.relu() if EXPLAINERS[name].signed else maps, (side, side)))
+
+
+def write_summary(sweep: Sweep) -> str:
+    """Make ``table.md`` and ``summary.png`` from the records, and return the table."""
+    rows = read_records(sweep.records_file)
+    if not rows:
+        raise InvalidInputError(f"sweep: no records in {sweep.records_file}; run the sweep first.")
+    table = _table(sweep, rows)
+    write_whole(sweep.path.parent / "table.md", table)
+    _figure(sweep, rows).savefig(sweep.path.parent / "summary.png")
+    return table
+
+
+def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
+    variants = list(sweep.variants)
+    keys = list(dict.fromkeys((row["explainer"], row["metric"]) for row in rows))
+    count = len({row["run"] for row in rows if row["metric"] == "top1_error"})
+    paired = f" In brackets the difference to {sweep.against}, run by run, with its 95 % t-interval."
+    lines = [
+        f"Made by `{sweep.command}`; {count} runs in all, of {rows[0]['epochs']} epochs, {platform.machine()}. Mean and "
+        "standard deviation over the runs of a variant; stability over all pairs of them."
+        + (paired if sweep.against else ""),
+        "",
+        "| map | measure | " + " | ".join(variants) + " |",
+        "|---|---|" + "---|" * len(variants),
+    ]
+    for explainer, metric in keys:
+        of_each = {
+            variant: {
+                row["run"].rpartition("-")[2]: row
+                for row in rows
+                if (row["explainer"], row["metric"], row["variant"]) == (explainer, metric, variant)
+            }
+            for variant in variants
+        }
+        cells = [
+            _cell(of_each[variant], of_each.get(sweep.against, {}), variant == sweep.against) for variant in variants
+        ]
+        lines.append(f"| {explainer} | {metric} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(found: Mapping[str, Mapping[str, Any]], against: Mapping[str, Mapping[str, Any]], itself: bool) -> str:
+    values = [row["value"] for row in found.values()]
+    if not values:
+        return ""
+    if all(isinstance(value, int) for value in values) and len(set(values)) == 1:
+        return f"{values[0]:,}"
+    deviation = np.std(values, ddof=1) if len(values) > 1 else next(iter(found.values())).get("deviation")
+    shown = f"{np.mean(values):.3f}" + (f" ± {deviation:.3f}" if deviation is not None else "")
+    paired = sorted(set(found) & set(against))
+    if itself or len(paired) < 2:
+        return shown
+    low, high = paired_interval([found[run]["value"] - against[run]["value"] for run in paired])
+    difference = np.mean([found[run]["value"] - against[run]["value"] for run in paired])
+    return f"{shown} ({difference:+.3f}, {low:+.3f} to {high:+.3f})"
+
+
+def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """The 95 % t-interval of the mean of differences between paired runs, two at least.
+
+    >>> tuple(round(bound, 3) for bound in paired_interval([1.0, 2.0, 3.0]))
+    (-0.484, 4.484)
+    """
+    if len(set(differences)) == 1:
+        return differences[0], differences[0]
+    mean, error = float(np.mean(differences)), float(stats.sem(differences))
+    low, high = stats.t.interval(0.95, len(differences) - 1, loc=mean, scale=error)
+    return float(low), float(high)
+
+
+def _figure(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Error, corrected stability and faithfulness, a dot a run (or a pair's mean), a row a variant."""
+    panels = [
+        ("top-1 error", [("", "top1_error")]),
+        ("IoU of two runs' maps, corrected", [(name, "stability: iou, corrected") for name in _mapped(rows)]),
+        (
+            "correlation with what a patch's loss costs",
+            [(name, "patch_deletion") for name in (*_mapped(rows), *BASELINES)],
+        ),
+    ]
+    panels = [panel for panel in panels if any((row["explainer"], row["metric"]) in panel[1] for row in rows)]
+    variants = list(sweep.variants)
+    figure = Figure(figsize=(4.6 * len(panels), 1.4 + 0.5 * len(variants)), dpi=130, layout="constrained")
+    for column, (title, keys) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), column + 1)
+        for number, (explainer, metric) in enumerate(keys):
+            found = [row for row in rows if (row["explainer"], row["metric"]) == (explainer, metric)]
+            places = [variants.index(row["variant"]) + 0.09 * (number - (len(keys) - 1) / 2) for row in found]
+            if found:
+                axes.plot(
+                    [row["value"] for row in found], places, "o", markersize=4, alpha=0.8, label=explainer or None
+                )
+        axes.set_title(title, fontsize=10)
+        axes.set_yticks(range(len(variants)), variants if column == 0 else [""] * len(variants))
+        axes.set_ylim(len(variants) - 0.5, -0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", alpha=0.3)
+        if len(keys) > 1:
+            axes.legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _mapped(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The explainers with stability records."""
+    return list(dict.fromkeys(row["explainer"] for row in rows if row["metric"].startswith("stability")))

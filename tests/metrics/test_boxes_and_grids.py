@@ -1,0 +1,89 @@
+"""Energy, masks, tuned thresholds, average precision and grids against values worked out by hand and scikit-learn."""
+
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from lficam.errors import InvalidInputError
+from lficam.metrics.localization import (
+    box_masks,
+    energy_share,
+    grid_share,
+    mask_iou,
+    max_box_acc,
+    pixel_average_precision,
+    region_iou,
+    tuned_threshold,
+)
+
+
+@pytest.fixture(scope="module")
+def maps():
+    return torch.rand(4, 1, 6, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def boxes():
+    return torch.tensor([[0.0, 0.0, 4.0, 3.0], [2.0, 1.0, 8.0, 6.0], [5.0, 5.0, 6.0, 6.0], [0.0, 0.0, 8.0, 6.0]])
+
+
+def test_box_masks_hold_the_pixels_of_their_boxes(boxes):
+    masks = box_masks(boxes, (6, 8))
+    assert masks.sum(dim=(1, 2, 3)).tolist() == [12, 30, 1, 48]
+    assert masks[2, 0, 5, 5]
+    several = box_masks(torch.stack((boxes[0], torch.full((4,), torch.nan)))[None], (6, 8))
+    assert torch.equal(several[0], masks[0])
+    assert not box_masks(torch.full((1, 4), torch.nan), (6, 8)).any()
+
+
+def test_energy_of_a_map_of_ones_is_the_objects_share_of_the_picture(maps, boxes):
+    masks = box_masks(boxes, (6, 8))
+    ones = energy_share(torch.ones(4, 1, 6, 8), masks)
+    assert ones.tolist() == pytest.approx([12 / 48, 30 / 48, 1 / 48, 1.0])
+    for n in range(4):
+        inside = sum(float(maps[n, 0, y, x]) for y in range(6) for x in range(8) if masks[n, 0, y, x])
+        assert float(energy_share(maps, masks)[n]) == pytest.approx(inside / float(maps[n].sum()), rel=1e-5)
+    assert energy_share(torch.zeros(4, 1, 6, 8), masks).tolist() == [0.0] * 4
+
+
+def test_mask_iou_by_hand(maps, boxes):
+    masks = box_masks(boxes, (6, 8))
+    for n in range(4):
+        high = maps[n, 0] >= 0.5
+        expected = (high & masks[n, 0]).sum() / (high | masks[n, 0]).sum()
+        assert float(mask_iou(maps, masks)[n]) == pytest.approx(float(expected))
+
+
+def test_max_box_acc_takes_the_best_threshold_for_each_overlap(maps, boxes):
+    ious = [region_iou(maps, boxes, number / 20) for number in range(1, 20)]
+    expected = sum(max(float((iou >= delta).float().mean()) for iou in ious) for delta in (0.3, 0.5, 0.7)) / 3
+    assert max_box_acc(maps, boxes) == pytest.approx(expected)
+
+
+def test_the_tuned_threshold_is_the_best_one(maps, boxes):
+    means = {number / 20: float(region_iou(maps, boxes, number / 20).mean()) for number in range(1, 20)}
+    assert means[tuned_threshold(maps, boxes)] == max(means.values())
+
+
+def test_pixel_average_precision_is_scikit_learns(maps, boxes):
+    masks = box_masks(boxes, (6, 8))
+    expected = average_precision_score(masks.flatten().numpy(), maps.flatten().numpy())
+    assert pixel_average_precision(maps, masks) == pytest.approx(expected, abs=2e-3)  # 1,000 thresholds
+    assert pixel_average_precision(torch.ones(4, 1, 6, 8), masks) == pytest.approx(91 / 192, abs=1e-6)
+
+
+def test_grid_share_counts_what_speaks_for_the_class_only():
+    maps = torch.tensor([[[[1.0, 1.0, 0.0, 3.0], [1.0, -9.0, 0.0, 3.0]]], [[[-1.0, -1.0, -1.0, -1.0]] * 2]])
+    assert grid_share(maps, torch.tensor([1, 0]), side=2).tolist() == [pytest.approx(3 / 9), 0.0]
+    with pytest.raises(InvalidInputError, match="sides that 2 divides"):
+        grid_share(torch.zeros(1, 1, 3, 4), torch.tensor([0]))
+
+
+def test_empty_and_misshapen_masks_are_refused(maps, boxes):
+    masks = box_masks(boxes, (6, 8))
+    with pytest.raises(InvalidInputError, match="empty one"):
+        energy_share(maps, masks & False)
+    with pytest.raises(InvalidInputError, match=r"expected \(4, 1, 6, 8\) bool"):
+        mask_iou(maps, masks[..., :4])
+    with pytest.raises(InvalidInputError, match="finite"):
+        energy_share(maps.clone().fill_(torch.nan), masks)

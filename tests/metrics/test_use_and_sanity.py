@@ -1,0 +1,96 @@
+"""Swaps, cascading randomisation and intervals against values worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lficam.errors import InvalidInputError
+from lficam.metrics.intervals import bootstrap_mean
+from lficam.metrics.sanity import cascading_randomisation
+from lficam.metrics.use import SWAPS, divergence, label_agreement, swapped
+
+MAPS = torch.tensor([[[[0.0, 1.0], [0.5, 0.5]]], [[[1.0, 0.0], [0.0, 0.0]]]])
+
+
+def test_each_swap_by_hand():
+    partners = torch.tensor([1, 0])
+    means = torch.tensor([[[[2.0, 4.0], [2.0, 2.0]]], [[[3.0, 3.0], [3.0, 3.0]]]])
+    found = {name: swapped(name, MAPS, partners, means).tolist() for name in SWAPS}
+    assert found["zero"] == torch.zeros(2, 1, 2, 2).tolist()
+    assert found["constant"] == [[[[0.5, 0.5], [0.5, 0.5]]], [[[0.25, 0.25], [0.25, 0.25]]]]
+    assert found["dataset_mean"] == [[[[0.5, 0.5], [0.25, 0.25]]]] * 2
+    assert found["other_image"] == MAPS.flip(0).tolist()
+    assert found["feature_mean"] == [[[[0.0, 1.0], [0.0, 0.0]]], [[[0.0, 0.0], [0.0, 0.0]]]]
+    assert found["inverted"] == (1 - MAPS).tolist()
+    flat = torch.zeros(1, 1, 2, 2)
+    assert torch.equal(swapped("inverted", flat, partners[:1], flat), flat)
+    with pytest.raises(InvalidInputError, match="expected one of zero, constant"):
+        swapped("shuffled", MAPS, partners, means)
+
+
+def test_divergence_is_kullbacks_and_leiblers():
+    one, other = torch.tensor([[1.0, 2.0, 0.0]]), torch.tensor([[0.0, 0.0, 3.0]])
+    p, q = one.softmax(1)[0].tolist(), other.softmax(1)[0].tolist()
+    expected = sum(a * torch.tensor(a / b).log().item() for a, b in zip(p, q, strict=True))
+    assert divergence(one, other).item() == pytest.approx(expected, rel=1e-5)
+    assert divergence(one, one).item() == 0
+    with pytest.raises(InvalidInputError, match=r"expected two of \(N, C\)"):
+        label_agreement(one, other[:, :2])
+
+
+def test_stages_are_lost_one_more_at_a_time_and_the_model_stays():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 2, 1)).eval()
+    nn.init.constant_(model[1].running_mean, 5.0)
+    state, random = {key: value.clone() for key, value in model.state_dict().items()}, torch.get_rng_state()
+    stages = [("head", ["3"]), ("middle", ["2"]), ("stem", ["1", "0"])]
+    copies = dict(cascading_randomisation(model, stages))
+    changed = {
+        stage: sorted(
+            {key.split(".")[0] for key, value in lost.state_dict().items() if not torch.equal(value, state[key])}
+        )
+        for stage, lost in copies.items()
+    }
+    assert changed == {"head": ["3"], "middle": ["2", "3"], "stem": ["0", "1", "2", "3"]}
+    assert copies["stem"][1].running_mean.tolist() == [0.0] * 4
+    assert not copies["stem"].training
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_an_interval_covers_the_mean_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    covered = 0
+    for _ in range(200):
+        mean = bootstrap_mean(torch.randn(1, 60, generator=generator))
+        covered += mean.low <= 0 <= mean.high
+    assert 180 <= covered <= 200
+
+
+def test_runs_that_differ_widen_the_interval():
+    alike = torch.full((3, 50), 0.5)
+    apart = alike + torch.tensor([[-0.2], [0.0], [0.2]])
+    assert bootstrap_mean(alike)[:3] == (0.5, 0.5, 0.5)
+    found = bootstrap_mean(apart)
+    assert found.value == pytest.approx(0.5, abs=1e-6)
+    assert found.high - found.low > 0.15
+
+
+@given(st.lists(st.floats(-5, 5) | st.just(float("nan")), min_size=1, max_size=20))
+def test_a_mean_lies_in_its_interval_and_missing_values_do_not_count(values):
+    known = [value for value in values if not math.isnan(value)]
+    found = bootstrap_mean(torch.tensor([values], dtype=torch.float64))
+    if not known:
+        assert found is None
+        return
+    assert found.value == pytest.approx(sum(known) / len(known), abs=1e-6)
+    assert min(known) - 1e-6 <= found.low <= found.high <= max(known) + 1e-6
+    assert found.left_out == pytest.approx(1 - len(known) / len(values), abs=1e-6)
+
+
+def test_values_of_a_wrong_shape_are_refused():
+    with pytest.raises(InvalidInputError, match=r"expected \(R, N\)"):
+        bootstrap_mean(torch.zeros(3))

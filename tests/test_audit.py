@@ -1,0 +1,97 @@
+"""Verdicts from values made by hand, and the page and exit code of a real audit."""
+
+import json
+from html import unescape
+
+import pytest
+import torch
+
+from lficam import audit as room
+from lficam.audit import MARGINS, audit
+from lficam.cli import main
+from lficam.errors import InvalidInputError
+
+
+def values(mean, spread=0.01, count=400):
+    """(1, N) around a mean."""
+    return mean + spread * torch.randn(1, count, generator=torch.Generator().manual_seed(round(1000 * mean)))
+
+
+@pytest.mark.parametrize(
+    ("own", "centre", "spread", "verdict"),
+    [
+        (0.40, 0.30, 0.01, "holds"),
+        (0.32, 0.31, 0.01, "holds trivially"),
+        (0.30, 0.40, 0.01, "holds trivially"),
+        (0.01, 0.30, 0.01, "fails"),
+        (-0.20, 0.00, 0.01, "fails"),
+        (0.36, 0.31, 2.00, "unknown"),
+    ],
+)
+def test_a_map_must_beat_the_best_of_those_that_cost_nothing(own, centre, spread, verdict):
+    found = {
+        ("attention", "patch_deletion"): values(own, spread),
+        ("centre", "patch_deletion"): values(centre, spread),
+        ("random", "patch_deletion"): values(-0.05),
+    }
+    judged = room._against_baselines(found, "attention", "patch_deletion")
+    assert judged.verdict == verdict
+    assert "the best trivial map (centre)" in judged.reason
+
+
+@pytest.mark.parametrize(
+    ("other", "channel_mean", "verdict"),
+    [(0.05, 0.04, "holds"), (0.05, 0.0, "holds trivially"), (0.0, 0.0, "fails"), (MARGINS["accuracy"] / 2, 0, "fails")],
+)
+def test_a_label_uses_a_map_if_another_pictures_costs_accuracy(other, channel_mean, verdict):
+    found = {
+        ("attention", "accuracy_lost_with_other_image"): values(other),
+        ("attention", "accuracy_lost_with_feature_mean"): values(channel_mean),
+        ("attention", "agreement_with_other_image"): values(0.97),
+    }
+    (judged,) = room._use(found)
+    assert judged.verdict == verdict
+    assert "97.0%" in judged.reason
+    assert room._use({}) == []
+
+
+@pytest.mark.parametrize(("kept", "verdict"), [(0.1, "holds"), (0.9, "fails")])
+def test_a_map_that_survives_the_loss_of_all_weights_fails(kept, verdict):
+    assert room._from_the_weights({("cam", "randomised"): values(kept)}, "cam").verdict == verdict
+    assert room._from_the_weights({}, "cam").verdict == "unknown"
+
+
+def test_an_audit_leaves_a_page_and_an_exit_code(run, folder, tmp_path, capsys):
+    page = tmp_path / "audit.html"
+    words = ["audit", str(run.directory), "--data", f"folder:{folder}", "--limit", "8", "--out", str(page)]
+    code = main([*words, "--json", str(tmp_path / "audit.json")])
+    out, err = capsys.readouterr()
+    found = json.loads((tmp_path / "audit.json").read_text())
+    failed = [verdict for verdict in found["verdicts"] if verdict["verdict"] == "fails"]
+    assert code == (1 if failed else 0)
+    assert ("claims fail" in err) == bool(failed)
+    html = unescape(page.read_text())
+    for verdict in found["verdicts"]:
+        assert verdict["claim"] in html
+        assert f"{verdict['verdict']:<16} {verdict['explainer']} {verdict['claim']}" in out
+    assert "cannot react to that layer" in html
+    page.write_text("mine")
+    assert main(words) == 2
+    assert page.read_text() == "mine"
+
+
+def test_two_runs_are_judged_on_stability_too(run, pictures_of_run, monkeypatch):
+    models = {str(run.directory): run.model, f"{run.directory}/": run.model}
+    found = audit(models, pictures_of_run, "folder")
+    stable = [verdict for verdict in found.verdicts if verdict.claim == "is the same in another training run"]
+    assert {verdict.explainer for verdict in stable} == {"attention", "class_evidence", "grad_cam"}
+    assert not any(verdict.verdict == "fails" for verdict in stable)  # one run and itself
+    with pytest.raises(InvalidInputError, match="at least one"):
+        audit({}, pictures_of_run, "folder")
+
+
+@pytest.fixture
+def pictures_of_run(run, folder):
+    from lficam.data.sources import load_source
+
+    return load_source(f"folder:{folder}", 16, with_train=False).test.sample(8)

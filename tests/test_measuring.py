@@ -1,0 +1,179 @@
+"""Every measure on small models and what it means; work is neither lost nor done twice."""
+
+import json
+
+import pytest
+import torch
+
+import lficam
+from lficam import measuring
+from lficam.cli import main
+from lficam.data.scenes import load_scenes
+from lficam.data.transforms import normalise
+from lficam.errors import InvalidInputError, UnknownNameError
+from lficam.measuring import BASELINES, MEASURES, ONES, VERSUS, Probe, Record, combine, measure, measure_run
+from lficam.metrics.use import SWAPS
+
+from .conftest import DIGIT_SIZE, digit_model, write_folder
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return load_scenes("digits-in-scenes", "test", DIGIT_SIZE).select(torch.arange(0, 1000, 83))
+
+
+@pytest.fixture(scope="module")
+def images(pictures):
+    return normalise(pictures.images, digit_model().config.preprocessing)
+
+
+def values(model, pictures, explainers, measures):
+    records = [record for records in measure(model, pictures, explainers, measures) for record in records]
+    return {(record.explainer, record.metric): record for record in records}
+
+
+@pytest.mark.parametrize("name", ["class_evidence", VERSUS, "grad_cam", *BASELINES])
+def test_every_measure_gives_a_value_or_says_why_not(pictures, name):
+    found = values(digit_model(), pictures, [name], list(MEASURES))
+    for record in found.values():
+        assert (record.value is None) == bool(record.note)
+        if record.value is not None and record.values:
+            assert len(record.values) in (len(pictures), 1) or record.metric == "grid_pointing"
+            assert record.low <= record.value <= record.high
+    assert found[name, "swap"].note == "n/a: no map of this model's own"
+    assert {group for record in found.values() for group in [record.group]} == set(MEASURES)
+
+
+def test_the_margin_is_the_predicted_class_above_the_second(pictures, images):
+    model = digit_model()
+    with Probe(model, pictures) as probe, torch.no_grad():
+        logit, margin = probe.drops
+        hidden = images.clone()
+        hidden[..., : DIGIT_SIZE // 4, DIGIT_SIZE // 4 : DIGIT_SIZE // 2] = 0
+        whole, without = model(images), model(hidden)
+        first, second = whole.topk(2, dim=1).indices.unbind(1)
+
+        def pick(logits, classes):
+            return logits.gather(1, classes[:, None])[:, 0]
+
+        torch.testing.assert_close(logit[:, 0, 1], pick(whole - without, first), rtol=1e-3, atol=1e-4)
+        expected = pick(whole - without, first) - pick(whole - without, second)
+        torch.testing.assert_close(margin[:, 0, 1], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lfi", "abn"])
+def test_its_own_map_put_in_its_place_changes_nothing(images, method):
+    model = digit_model(method)
+    with torch.no_grad():
+        torch.testing.assert_close(model.answer_with(images, model.explain(images).attention), model(images))
+        assert not torch.allclose(
+            model.answer_with(images, torch.zeros(len(images), 1, 6, 6)[..., :1, :1]), model(images)
+        )
+
+
+def test_its_own_map_changes_nothing_where_the_attention_acts_earlier(images):
+    torch.manual_seed(0)
+    model = lficam.create_model("cifar_resnet20", "lfi", 10, attend_at="stages.0").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model.answer_with(images, model.explain(images).attention), model(images))
+
+
+def test_a_swap_against_the_slow_way(pictures, images):
+    model = digit_model()
+    found = values(model, pictures, ["attention"], ["swap"])
+    with torch.no_grad():
+        own, zero = model(images), model.answer_with(images, torch.zeros(len(images), 1, 6, 6))
+    agreement = (own.argmax(1) == zero.argmax(1)).float().mean()
+    assert found["attention", "agreement_with_zero"].value == pytest.approx(float(agreement))
+    right = (own.argmax(1) == pictures.labels).float().mean()
+    assert found["attention", "accuracy"].value == pytest.approx(float(right))
+    lost = right - (zero.argmax(1) == pictures.labels).float().mean()
+    assert found["attention", "accuracy_lost_with_zero"].value == pytest.approx(float(lost), abs=1e-5)
+    assert {metric.removeprefix("divergence_with_") for _, metric in found if "divergence" in metric} == set(SWAPS)
+
+
+def test_a_map_that_never_looks_keeps_its_ranks_and_attention_keeps_them_without_a_head(pictures):
+    found = values(digit_model(), pictures, ["centre", "attention", "class_evidence"], ["sanity"])
+    assert found["centre", "randomised"].value == pytest.approx(1)
+    assert found["attention", "randomised_to_head"].value == pytest.approx(1)
+    assert found["class_evidence", "randomised_to_head"].value < 0.9
+
+
+def test_a_map_of_ones_wins_average_drop_and_loses_adcc(pictures):
+    found = values(digit_model(), pictures, [ONES, "grad_cam"], ["average_drop", "adcc"])
+    assert found[ONES, "average_drop"].value == 0 < found["grad_cam", "average_drop"].value
+    assert found[ONES, "adcc"].value == 0 < found["grad_cam", "adcc"].value
+    assert found[ONES, "average_gain"].better == "higher" != found[ONES, "average_drop"].better
+
+
+def test_the_fast_pass_gives_the_models_own_probabilities(pictures, images):
+    model = digit_model("abn")
+    with Probe(model, pictures) as probe:
+        for batch, part, classify in probe.asking("testing"):
+            with torch.no_grad():
+                expected = model(batch).softmax(1).amax(1)
+            torch.testing.assert_close(probe.probability(part, classify)(batch).clone(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_measured_is_not_measured_again_and_a_torn_line_is(run, folder, pictures, monkeypatch, tmp_path):
+    model = digit_model()
+    (tmp_path / "config.json").write_text(json.dumps({"weights_sha256": "one"}))
+
+    def ask(explainers=("centre", "random")):
+        return measure_run(tmp_path, model, pictures, "digits-in-scenes", explainers, ["average_drop"])
+
+    first = ask()
+    path = tmp_path / "evaluation" / "digits-in-scenes" / f"measures-{len(pictures)}.jsonl"
+    asked = []
+    original = measuring._records
+    monkeypatch.setattr(measuring, "_records", lambda *of: asked.append(of[1:]) or original(*of))
+    assert ask() == first
+    assert asked == []
+    assert [record.explainer for record in ask(["random"])] == ["random", "random"]
+    path.write_text(path.read_text()[:-30])  # the last record of random's two is cut short
+    assert ask() == first
+    assert asked == [("random", "average_drop")]
+    (tmp_path / "config.json").write_text(json.dumps({"weights_sha256": "another"}))
+    assert ask() == first
+    assert len(asked) == 3  # other weights: everything again
+
+
+def test_runs_are_combined_picture_by_picture():
+    of_run = {
+        "a": [Record("cam", "x", "x", 0.5, 0.0, 1.0, values=[0.0, 1.0]), Record("cam", "y", "y", 0.25)],
+        "b": [Record("cam", "x", "x", 1.0, 1.0, 1.0, values=[1.0, None]), Record("cam", "y", "y", 0.75)],
+    }
+    x, y = combine(of_run)
+    assert x["value"] == pytest.approx(2 / 3)
+    assert x["left_out"] == pytest.approx(0.25)
+    assert x["runs"] == 2
+    assert (y["value"], y["low"]) == (0.5, None)
+
+
+def test_wrong_names_and_sets_are_refused(pictures):
+    model = digit_model()
+    for explainers, measures, message in (
+        (["gradcam"], ["road"], "Did you mean 'grad_cam'"),
+        (["grad_cam"], ["raod"], "Did you mean 'road'"),
+    ):
+        with pytest.raises(UnknownNameError, match=message):
+            next(measure(model, pictures, explainers, measures))
+    without = pictures.select(torch.arange(4))
+    without.boxes = None
+    with pytest.raises(InvalidInputError, match="pointing needs a set that knows"):
+        next(measure(model, without, ["grad_cam"], ["pointing"]))
+    with pytest.raises(InvalidInputError, match="at least two pictures"):
+        next(measure(model, pictures.select(torch.tensor([0])), ["grad_cam"], ["road"]))
+    with pytest.raises(InvalidInputError, match="limit: expected at least 2"):
+        pictures.sample(1)
+
+
+def test_the_command_measures_runs_and_refuses_those_of_other_classes(run, folder, tmp_path, capsys):
+    words = ["evaluate", str(run.directory), "--data", f"folder:{folder}", "--limit", "6"]
+    assert main([*words, "--metrics", "average_drop", "--json", str(tmp_path / "out.json")]) == 0
+    assert "average drop" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert {row["explainer"] for row in rows} == {"attention", "class_evidence", "grad_cam", *BASELINES}
+    write_folder(tmp_path / "others", classes=("hen", "owl"), per_class=2)
+    assert main([*words[:2], "--data", f"folder:{tmp_path / 'others'}", "--metrics", "average_drop"]) == 2
+    assert "unknown: hen, owl" in capsys.readouterr().err

@@ -1,0 +1,128 @@
+"""A small sweep: every run once, from its records alone when the runs are gone; table, figure, wrong files."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from lficam.cli import main
+from lficam.errors import InvalidInputError
+from lficam.sweep import paired_interval, read_sweep, run_sweep
+
+PLAN = {
+    "recipe": "RECIPE",
+    "variants": {"LFI-CAM": None, "w = 1/K": {"model": {"fin": "uniform"}}},
+    "runs": [{"seed": 0}, {"seed": 1}],
+    "against": "w = 1/K",
+    "measure": [{"explainers": ["attention", "centre"], "metrics": ["average_drop"], "pictures": 6}],
+    "stability": {"explainers": ["attention"], "pictures": 6},
+}
+SMALL = {
+    "epochs": 1,
+    "batch_size": 8,
+    "image_size": 16,
+    "precision": "32",
+    "device": "cpu",
+    "val_fraction": 0.2,
+    "augmentation": "none",
+}
+
+
+@pytest.fixture(scope="module")
+def swept(folder, tmp_path_factory):
+    home = tmp_path_factory.mktemp("experiments") / "small"
+    home.mkdir()
+    (home / "recipe.yaml").write_text(yaml.safe_dump({**SMALL, "data": f"folder:{folder}"}))
+    (home / "sweep.yaml").write_text(yaml.safe_dump({**PLAN, "recipe": str(home / "recipe.yaml")}))
+    runs = home.parent / "runs"
+    assert main(["sweep", str(home / "sweep.yaml"), "--runs", str(runs), "--data", f"folder:{folder}"]) == 0
+    return home, runs
+
+
+def rows_of(home):
+    return [json.loads(line) for line in (home / "records.jsonl").read_text().splitlines()]
+
+
+def test_records_say_what_made_them(swept):
+    home, _ = swept
+    rows = rows_of(home)
+    of_runs = [row for row in rows if not row["metric"].startswith("stability")]
+    assert {row["run"] for row in of_runs} == {"lfi-cam-0", "lfi-cam-1", "w-1-k-0", "w-1-k-1"}
+    for row in of_runs:
+        assert {"experiment", "dataset", "backbone", "method", "variant", "seed", "metric", "value", "command"} <= set(
+            row
+        )
+        assert row["seconds"] >= 0
+        assert "/" not in row["dataset"].removeprefix("folder:")
+    (iou,) = [row for row in rows if row["metric"] == "stability: iou" and row["variant"] == "LFI-CAM"]
+    assert iou["run"] == "lfi-cam-0 and lfi-cam-1"
+    assert any(row["metric"] == "stability: the paper's protocol" for row in rows)
+
+
+def test_table_and_figure_come_from_the_records(swept):
+    home, _ = swept
+    table = (home / "table.md").read_text()
+    assert "| map | measure | LFI-CAM | w = 1/K |" in table
+    errors = [row["value"] for row in rows_of(home) if row["metric"] == "top1_error" and row["variant"] == "LFI-CAM"]
+    line = next(line for line in table.splitlines() if "| top1_error |" in line)
+    assert f"{sum(errors) / 2:.3f} ±" in line
+    assert (home / "summary.png").read_bytes().startswith(b"\x89PNG")
+    shutil.copytree(home, home.parent / "copy", dirs_exist_ok=True)
+    assert main(["sweep", str(home.parent / "copy" / "sweep.yaml"), "--runs", "nowhere", "--only-tables", "true"]) == 0
+    assert (home.parent / "copy" / "table.md").read_text().splitlines()[2:] == table.splitlines()[2:]
+
+
+def test_it_goes_on_from_its_records_when_the_runs_are_gone(swept, folder, monkeypatch):
+    home, _ = swept
+    copy = home.parent / "resumed"
+    shutil.copytree(home, copy)
+    before = rows_of(copy)
+    kept = [row for row in before if row["run"] != "w-1-k-1"]
+    (copy / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    trained = []
+    from lficam import sweep as room
+
+    fit = room.fit
+    monkeypatch.setattr(room, "fit", lambda recipe, out: trained.append(out.name) or fit(recipe, out))
+    run_sweep(read_sweep(copy / "sweep.yaml", f"folder:{folder}"), home.parent / "new-runs")
+    assert trained == ["w-1-k-1"]
+    after = rows_of(copy)
+    timed = {"seconds_per_epoch"}
+
+    def plain(rows):
+        return {
+            (row["run"], row["explainer"], row["metric"]): row["value"] for row in rows if row["metric"] not in timed
+        }
+
+    assert plain(after) == pytest.approx(plain(before), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variants": {"a": {"epochs": 0}}, "against": ""}, "epochs: got 0"),
+        ({"variants": {"a": {"epoch": 1}}, "against": ""}, "settings that no recipe has"),
+        ({"against": "nobody"}, "against 'nobody' is none of"),
+        ({"seeds": 3}, "expected recipe, variants, runs"),
+    ],
+)
+def test_a_wrong_file_is_refused_before_the_work(swept, tmp_path, change, message):
+    plan = yaml.safe_load((swept[0] / "sweep.yaml").read_text())
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**plan, **change}))
+    with pytest.raises(InvalidInputError, match=message):
+        read_sweep(tmp_path / "sweep.yaml")
+
+
+def test_missing_and_broken_files(tmp_path, capsys):
+    assert main(["sweep", str(tmp_path / "no.yaml"), "--runs", str(tmp_path)]) == 2
+    assert "expected a YAML file" in capsys.readouterr().err
+    (tmp_path / "sweep.yaml").write_text("a: [")
+    assert main(["sweep", str(tmp_path / "sweep.yaml"), "--runs", str(tmp_path)]) == 2
+
+
+def test_a_paired_interval_is_students():
+    assert paired_interval([0.5, 0.5]) == (0.5, 0.5)
+    low, high = paired_interval([1.0, 3.0])
+    assert (low + high) / 2 == pytest.approx(2)
+    assert high - 2 == pytest.approx(12.706204736432095)  # t of 0.975 with one degree of freedom, times the error of 1
