@@ -103,6 +103,18 @@ def model_like(**changes):
     return model
 
 
+def test_a_run_of_the_same_method_gives_all_its_weights(run):
+    model = model_like()
+    start_from(model, run.directory)
+    stored = run.model.state_dict()
+    assert all(torch.equal(value, stored[key]) for key, value in model.state_dict().items())
+    other = create_model("cifar_resnet20", num_classes=2, importance="scores")
+    other.config.class_names, other.config.preprocessing = ["cat", "dog"], Preprocessing(16, 16)
+    start_from(other, run.directory)
+    assert torch.equal(other.backbone.fc.weight, stored["backbone.fc.weight"])
+    assert not torch.equal(other.fin.layers[0].weight, stored["fin.layers.0.weight"])
+
+
 def test_other_trunks_and_classes_are_refused(plain_run, tmp_path):
     assert start_from(model_like(), plain_run).config.method == "plain"
     with pytest.raises(InvalidInputError, match="has backbone cifar_resnet20, the training resnet18"):

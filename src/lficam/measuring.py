@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as TF
 from lficam import functional as LF
 from lficam.contract import in_eval_mode
 from lficam.data.pictures import Pictures
-from lficam.data.transforms import normalise
+from lficam.data.transforms import HIDDEN_GRID, normalise
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.evaluation import Subject, evaluation_directory
 from lficam.explainers import EXPLAINERS, create_explainer
@@ -36,8 +36,6 @@ from lficam.progress import progress_bar
 VERSUS = "class_evidence_versus"
 ONES = "ones"
 BASELINES = ("feature_mean", "centre", "random", ONES)
-# Along a side. Smaller patches take so little away that rounding and noise decide the ranks.
-PATCHES = 4
 _BATCH = 100
 _GRID = 2
 
@@ -96,7 +94,7 @@ class Probe:
         """What the logit and the margin lose without each patch of a grid, (N, P, P) each."""
         found = []
         for images, part, classify in self.asking("taking patches away"):
-            patches = min(PATCHES, *images.shape[-2:])
+            patches = min(HIDDEN_GRID, *images.shape[-2:])
             found.append(faithfulness.patch_drops(self._logit_and_margin(part, classify), images, patches).cpu())
         logit, margin = torch.cat(found).unbind(-1)
         return logit, margin

@@ -25,6 +25,8 @@ _ROUNDS = 30
 def start_from(model: PlainClassifier, run: str | Path) -> PlainClassifier:
     """Give a model the trunk and head of a trained run; what its method adds keeps its random weights.
 
+    A run of the same method and options gives all its weights.
+
     Returns:
         The run's own model, in eval mode.
 
@@ -42,8 +44,11 @@ def start_from(model: PlainClassifier, run: str | Path) -> PlainClassifier:
             )
     trained = load(run, name if is_factory_name(name) else None)
     trained.config.preprocessing = trained.config.preprocessing or model.config.preprocessing
+    alike = all(getattr(trained.config, field) == getattr(model.config, field) for field in ("method", "options"))
     try:
         model.backbone.load_state_dict(trained.backbone.state_dict())
+        if alike:
+            model.load_state_dict(trained.state_dict())
     except RuntimeError as error:
         raise RunError(
             f"init_from: {run} has a trunk with other backbone_args: {trained.config.backbone_args}."

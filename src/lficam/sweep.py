@@ -256,8 +256,8 @@ def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
     count = len({row["run"] for row in rows if row["metric"] == "top1_error"})
     paired = f" In brackets the difference to {sweep.against}, run by run, with its 95 % t-interval."
     lines = [
-        f"Made by `{sweep.command}`; {count} runs in all, of {rows[0]['epochs']} epochs, {platform.machine()}. Mean and "
-        "standard deviation over the runs of a variant; stability over all pairs of them."
+        f"Made by `{sweep.command}`; {count} runs in all, of {rows[0]['epochs']} epochs, {platform.machine()}. "
+        "Mean and standard deviation over the runs of a variant; stability over all pairs of them."
         + (paired if sweep.against else ""),
         "",
         "| map | measure | " + " | ".join(variants) + " |",

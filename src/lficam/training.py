@@ -319,7 +319,15 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     model = build(_model_config(recipe, source, preprocessing), recipe.model.pretrained and not recipe.init_from)
     model.check_images(torch.empty(1, 3, recipe.image_size, recipe.image_size))
     before = _classifier_before(model, recipe, (directory / LAST_CHECKPOINT).is_file())
-    data = ImageData(source, preprocessing, recipe.batch_size, recipe.augmentation, recipe.seed, recipe.workers)
+    data = ImageData(
+        source,
+        preprocessing,
+        recipe.batch_size,
+        recipe.augmentation,
+        recipe.seed,
+        recipe.workers,
+        recipe.hidden_patch,
+    )
     task = ClassificationTask(model, recipe)
     if is_main:
         directory.mkdir(parents=True, exist_ok=True)

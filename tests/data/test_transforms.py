@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lficam.contract import Preprocessing
+from lficam.data.module import TrainingSet
+from lficam.data.pictures import Pictures
 from lficam.data.sampling import EpochSampler, Key, uniform_draws
 from lficam.data.transforms import (
+    hide_patch,
     normalise,
     padded_crop,
     padded_crop_flip,
@@ -143,3 +146,25 @@ def test_ranks_together_see_the_global_batches_of_one_process():
 def test_the_only_batch_is_never_dropped():
     assert len(EpochSampler(5, seed=0, global_batch=64)) == 5
     assert len(EpochSampler(5, seed=0, global_batch=64, world=2)) == 2
+
+
+def test_a_patch_is_hidden_in_a_share_of_the_pictures_and_holds_the_mean_colour():
+    draws = torch.tensor([[0.0, 0.99, 0.0], [0.49, 0.3, 0.6], [0.5, 0.0, 0.0], [0.99, 0.5, 0.5]])
+    found = hide_patch(IMAGES[:4], draws, 0.5, (0.4, 0.0, 1.0))
+    expected = IMAGES[:4].clone()
+    for picture, rows, columns in ((0, slice(24, 32), slice(0, 8)), (1, slice(8, 16), slice(16, 24))):
+        expected[picture, :, rows, columns] = torch.tensor([102, 0, 255], dtype=torch.uint8).view(3, 1, 1)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, IMAGES[:4])
+    assert normalise(found[:1, :, 24:, :8], Preprocessing(32, 32, (0.4, 0.0, 1.0), (1.0, 1.0, 1.0))).abs().max() < 1e-6
+
+
+def test_hidden_patches_leave_the_crops_as_they_are():
+    pictures = Pictures(IMAGES, torch.arange(8), [str(n) for n in range(8)], [str(n) for n in range(8)])
+    keys = [Key(3, position) for position in range(8)]
+    whole, hidden = (
+        TrainingSet(pictures, Preprocessing(32, 32), "crop_flip", 0, share).__getitems__(keys)[0]
+        for share in (0.0, 1.0)
+    )
+    changed = (whole != hidden).any(dim=1).flatten(1).sum(dim=1)
+    assert ((changed > 0) & (changed <= 64)).all()

@@ -15,8 +15,10 @@ from lficam.data.sampling import EpochSampler, Key, uniform_draws
 from lficam.data.sources import Source
 from lficam.data.transforms import (
     BATCH_AUGMENTATIONS,
+    HIDING_DRAWS,
     RESIZED_CROP_DRAWS,
     AugmentationName,
+    hide_patch,
     normalise,
     resized_crop_flip,
 )
@@ -34,10 +36,16 @@ class TrainingSet(Dataset[Batch]):
         augmentation: ``none``, ``crop``, ``crop_flip`` (on prepared pictures, a batch at a time) or
             ``resized_crop_flip`` (on the pictures in their own size, one at a time).
         seed: of the augmentation.
+        hidden_patch: share of the pictures that lose a patch, see `hide_patch`.
     """
 
     def __init__(
-        self, pictures: Pictures, preprocessing: Preprocessing, augmentation: AugmentationName, seed: int
+        self,
+        pictures: Pictures,
+        preprocessing: Preprocessing,
+        augmentation: AugmentationName,
+        seed: int,
+        hidden_patch: float = 0.0,
     ) -> None:
         known = [*BATCH_AUGMENTATIONS, "resized_crop_flip"]
         if augmentation not in known:
@@ -45,22 +53,30 @@ class TrainingSet(Dataset[Batch]):
         by_batch = augmentation in BATCH_AUGMENTATIONS
         self.pictures = pictures.prepare_all(preprocessing) if by_batch else pictures
         self.preprocessing, self.augmentation, self.seed = preprocessing, augmentation, seed
+        self.hidden_patch = hidden_patch
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """Images (N, 3, S, S) uint8 and labels (N,) of some keys."""
+        images = self._augmented(keys)
+        if self.hidden_patch:
+            # A stream of its own: with and without hidden patches the crops are the same.
+            draws = uniform_draws(self.seed + 1, keys, HIDING_DRAWS)
+            images = hide_patch(images, draws, self.hidden_patch, self.preprocessing.mean)
+        return images, self.pictures.labels[[key.position for key in keys]]
+
+    def _augmented(self, keys: Sequence[Key]) -> Tensor:
         indices = [key.position for key in keys]
-        labels = self.pictures.labels[indices]
         if self.augmentation == "resized_crop_flip":
             draws = uniform_draws(self.seed, keys, RESIZED_CROP_DRAWS)
             size = self.preprocessing.size
             crops = [resized_crop_flip(self.pictures.images[i], d, size) for i, d in zip(indices, draws, strict=True)]
-            return torch.stack(crops), labels
+            return torch.stack(crops)
         augmentation = BATCH_AUGMENTATIONS[self.augmentation]
         images = self.pictures.prepared(indices, self.preprocessing)
-        return augmentation.apply(images, uniform_draws(self.seed, keys, augmentation.draws)), labels
+        return augmentation.apply(images, uniform_draws(self.seed, keys, augmentation.draws))
 
 
 class EvaluationSet(Dataset[Batch]):
@@ -93,6 +109,7 @@ class ImageData(pl.LightningDataModule):
         augmentation: see `TrainingSet`.
         seed: of order and augmentation.
         workers: loading processes; 0 is fastest for sets in memory.
+        hidden_patch: see `TrainingSet`.
 
     Raises:
         DataError: no training pictures, or fewer than ranks.
@@ -106,13 +123,14 @@ class ImageData(pl.LightningDataModule):
         augmentation: AugmentationName,
         seed: int,
         workers: int = 0,
+        hidden_patch: float = 0.0,
     ) -> None:
         super().__init__()
         if source.train is None:
             raise DataError(f"data: {source.name} was loaded without training pictures.")
         self.validation, self.preprocessing = source.validation, preprocessing
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
-        self.training_set = TrainingSet(source.train, preprocessing, augmentation, seed)
+        self.training_set = TrainingSet(source.train, preprocessing, augmentation, seed, hidden_patch)
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled from (seed, epoch)."""

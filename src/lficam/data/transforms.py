@@ -1,7 +1,7 @@
 """Preprocessing and augmentation on uint8, pure functions of pictures and a few uniform numbers each."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -82,6 +82,29 @@ def resized_crop_flip(image: Tensor, draws: Tensor, size: int) -> Tensor:
     return crop.flip(-1) if mirror < 0.5 else crop
 
 
+def hide_patch(images: Tensor, draws: Tensor, share: float, colour: Sequence[float]) -> Tensor:
+    """One square of a grid taken out of a share of the pictures: what a patch's deletion looks like, in training.
+
+    Source: Hesse et al. 2024 (IDSDS): a model that has seen such pictures answers to them in its own domain, so that
+    what it loses without a patch is the patch's and not the hole's.
+
+    Args:
+        images: (N, 3, S, S) uint8; not changed.
+        draws: (N, 3) in [0, 1): whether, row, column.
+        share: of the pictures, in [0, 1].
+        colour: what stands in the hole, 3 values in [0, 1]; the mean colour is zero after `normalise`.
+    """
+    images = images.clone()
+    side, patches = images.shape[-1], min(HIDDEN_GRID, images.shape[-1])
+    fill = (torch.tensor(colour) * 255).round().to(torch.uint8).view(3, 1, 1)
+    for image, (whether, down, right) in zip(images, draws.tolist(), strict=True):
+        if whether < share:
+            row, column = int(down * patches), int(right * patches)
+            top, left = row * side // patches, column * side // patches
+            image[:, top : (row + 1) * side // patches, left : (column + 1) * side // patches] = fill
+    return images
+
+
 class BatchAugmentation(NamedTuple):
     """An augmentation of prepared pictures: how many draws a picture needs, and the function of a batch."""
 
@@ -95,3 +118,7 @@ BATCH_AUGMENTATIONS: dict[str, BatchAugmentation] = {
     "crop_flip": BatchAugmentation(3, padded_crop_flip),
 }
 RESIZED_CROP_DRAWS = 5
+HIDING_DRAWS = 3
+# Along a side, in training and in the measures of patch deletion. Smaller patches take so little away that rounding
+# and noise decide the ranks.
+HIDDEN_GRID = 4

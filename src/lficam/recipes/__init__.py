@@ -56,6 +56,8 @@ class Recipe:
         image_size: side of the network's input in pixels.
         resize: short side of a picture before the centre crop in pixels; 0 means image_size.
         augmentation: of the training pictures.
+        hidden_patch: share of the training pictures that lose one square of a 4 x 4 grid, so that patch deletion later
+            asks the model about pictures such as it has seen.
         mean: of the pixels, per channel, in [0, 1].
         std: of the pixels, per channel, in [0, 1].
         val_fraction: share of the training part kept for choosing the best epoch; 0 means the last is the best.
@@ -66,7 +68,8 @@ class Recipe:
         nesterov: Nesterov's momentum.
         weight_decay: of SGD.
         label_smoothing: of the cross-entropy, in [0, 1).
-        init_from: a run whose trunk and head the training starts from; empty is random weights.
+        init_from: a run whose trunk and head the training starts from, and with the same method all its weights;
+            empty is random weights.
         freeze: batch_norm keeps every batch norm as it is, in evaluation mode; backbone all of the trunk but its last
             linear layer.
         precision: auto is bfloat16 autocast where the machine has it natively, else float32.
@@ -83,6 +86,7 @@ class Recipe:
     image_size: int = 32
     resize: int = 0
     augmentation: Literal["none", "crop", "crop_flip", "resized_crop_flip"] = "crop_flip"
+    hidden_patch: float = 0.0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     val_fraction: float = 0.1
@@ -118,6 +122,7 @@ class Recipe:
             "image_size": self.image_size >= 1,
             "resize": self.resize == 0 or self.resize >= self.image_size,
             "val_fraction": 0 <= self.val_fraction < 1,
+            "hidden_patch": 0 <= self.hidden_patch <= 1,
             "lr": self.lr > 0,
             "warmup": 0 <= self.warmup < 1,
             "momentum": 0 <= self.momentum < 1 and (self.momentum > 0 or not self.nesterov),
