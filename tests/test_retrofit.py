@@ -104,7 +104,7 @@ def model_like(**changes):
 
 
 def test_a_run_of_the_same_method_gives_all_its_weights(run):
-    model = model_like()
+    model = model_like(options=run.model.config.options)
     start_from(model, run.directory)
     stored = run.model.state_dict()
     assert all(torch.equal(value, stored[key]) for key, value in model.state_dict().items())
