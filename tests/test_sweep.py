@@ -54,16 +54,18 @@ def test_records_say_what_made_them(swept):
             row
         )
         assert row["seconds"] >= 0
-        assert "/" not in row["dataset"].removeprefix("folder:")
+        assert row["dataset"] in ("training", "folder:small")
     (iou,) = [row for row in rows if row["metric"] == "stability: iou" and row["variant"] == "LFI-CAM"]
     assert iou["run"] == "lfi-cam-0 and lfi-cam-1"
     assert any(row["metric"] == "stability: the paper's protocol" for row in rows)
+    curve = [row["value"] for row in rows if row["metric"] == "val_accuracy after epoch 1"]
+    assert curve == [row["value"] for row in rows if row["metric"] == "val_accuracy"]
 
 
 def test_table_and_figure_come_from_the_records(swept):
     home, _ = swept
     table = (home / "table.md").read_text()
-    assert "| map | measure | LFI-CAM | w = 1/K |" in table
+    assert "| data | map | measure | LFI-CAM | w = 1/K |" in table
     errors = [row["value"] for row in rows_of(home) if row["metric"] == "top1_error" and row["variant"] == "LFI-CAM"]
     line = next(line for line in table.splitlines() if "| top1_error |" in line)
     assert f"{sum(errors) / 2:.3f} ±" in line
@@ -105,6 +107,7 @@ def test_it_goes_on_from_its_records_when_the_runs_are_gone(swept, folder, monke
         ({"variants": {"a": {"epoch": 1}}, "against": ""}, "settings that no recipe has"),
         ({"against": "nobody"}, "against 'nobody' is none of"),
         ({"seeds": 3}, "expected recipe, variants, runs"),
+        ({"variants": {"a, b": {}, "a b": {}}, "against": ""}, "would share a directory"),
     ],
 )
 def test_a_wrong_file_is_refused_before_the_work(swept, tmp_path, change, message):

@@ -27,10 +27,10 @@ from lficam.models.plain import PlainClassifier
 from lficam.progress import progress_bar
 from lficam.recipes import merge, recipe_from_values, recipe_values
 from lficam.stability import stability_of_maps
-from lficam.training import Run, fit
+from lficam.training import Run, fit, read_curves
 
 RECORDS_FILE = "records.jsonl"
-_FIELDS = ("recipe", "settings", "variants", "runs", "measure", "stability", "against")
+_FIELDS = ("recipe", "settings", "variants", "runs", "measure", "stability", "tests", "against")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Sweep:
         runs: settings of each run, such as its seed, over those.
         measure: of each, ``explainers``, ``metrics`` and ``pictures`` (a number) of `lficam.measuring`.
         stability: ``explainers`` and ``pictures`` of `lficam.stability`.
+        tests: the sources that are measured on; the training source's test part where empty.
         against: the variant that the others are held against, run by run.
         data: source in place of the recipe's; its path stays out of the records.
     """
@@ -56,6 +57,7 @@ class Sweep:
     runs: list[dict[str, Any]]
     measure: list[dict[str, Any]]
     stability: dict[str, Any]
+    tests: list[str]
     against: str
     data: str | None
 
@@ -74,6 +76,10 @@ class Sweep:
         """What makes the records again."""
         folder = " --data folder:FOLDER" if self.data else ""
         return f"lficam sweep experiments/{self.name}/{self.path.name} --runs RUNS{folder}"
+
+    def dataset(self, source: str) -> str:
+        """A source as the records name it: the path of a folder is nobody's business but its owner's."""
+        return f"folder:{self.name}" if source == self.data else source
 
     def values(self, variant: str, run: int) -> dict[str, Any]:
         """The settings of one run's recipe."""
@@ -108,10 +114,12 @@ def read_sweep(path: str | Path, data: str | None = None) -> Sweep:
         raise InvalidInputError(f"sweep: {path} is no YAML file ({' '.join(str(error).split())}).") from error
     if not isinstance(fields, dict) or set(fields) - set(_FIELDS) or not {"recipe", "variants", "runs"} <= set(fields):
         raise InvalidInputError(f"sweep: expected recipe, variants, runs and of {', '.join(_FIELDS)} in {path}.")
-    fields = {"settings": {}, "measure": [], "stability": {}, "against": "", **fields}
+    fields = {"settings": {}, "measure": [], "stability": {}, "tests": [], "against": "", **fields}
     variants = {name: values or {} for name, values in fields.pop("variants").items()}
     if fields["against"] and fields["against"] not in variants:
         raise InvalidInputError(f"sweep: against {fields['against']!r} is none of {', '.join(variants)}.")
+    if len({slug(name, 0) for name in variants}) < len(variants):
+        raise InvalidInputError(f"sweep: two of the variants {', '.join(variants)} would share a directory.")
     sweep = Sweep(path, variants=variants, data=data, **fields)
     for variant in variants:
         for run in range(len(sweep.runs)):
@@ -151,10 +159,8 @@ def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str, Any]]:
     recipe = recipe_from_values(sweep.values(variant, run))
     trained = fit(recipe, runs / sweep.name / slug(variant, run))
-    evaluation = evaluate_run(trained.directory, trained.model, recipe.data).to_dict()
     common = {
         "experiment": sweep.name,
-        "dataset": f"folder:{sweep.name}" if sweep.data else recipe.data,
         "backbone": recipe.model.backbone,
         "method": recipe.model.method,
         "variant": variant,
@@ -165,31 +171,51 @@ def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str,
         "command": sweep.command,
         "seconds": trained.metrics["training_seconds"],
     }
-    for metric, value in _figures(trained, evaluation):
-        low, high = (value["low"], value["high"]) if isinstance(value, dict) else (None, None)
-        number = value["value"] if isinstance(value, dict) else value
-        yield {**common, "explainer": "", "metric": metric, "value": number, "low": low, "high": high}
-    pictures = load_source(recipe.data, recipe.image_size, with_train=False).test
-    for asked in sweep.measure:
-        drawn, wanted = pictures.sample(asked["pictures"]), carried(trained.model, asked["explainers"])
-        for record in measure_run(trained.directory, trained.model, drawn, recipe.data, wanted, asked["metrics"]):
-            if record.value is not None:
-                bounds = {"value": record.value, "low": record.low, "high": record.high}
-                yield {**common, "explainer": record.explainer, "metric": record.metric, **bounds}
+    for metric, value in _of_training(trained):
+        yield {**common, "dataset": "training", "explainer": "", "metric": metric, "value": value}
+    for source in sweep.tests or [recipe.data]:
+        for row in _of_test(sweep, trained, source):
+            yield {**common, "dataset": sweep.dataset(source), **row}
     if sweep.stability:
+        pictures = load_source(recipe.data, recipe.image_size, with_train=False).test
         _keep_maps(sweep, trained.model, pictures.sample(sweep.stability["pictures"]), _maps_file(sweep, variant, run))
 
 
-def _figures(run: Run, evaluation: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    yield from evaluation["classification"].items()
-    yield "parameters", evaluation["facts"]["parameters"]
-    yield "multiply_adds", evaluation["facts"]["multiply_adds"]
+def _of_training(run: Run) -> Iterator[tuple[str, float]]:
     yield "seconds_per_epoch", run.metrics["seconds_per_epoch"]
     if run.metrics.get("val_accuracy") is not None:
         yield "val_accuracy", run.metrics["val_accuracy"]
+    for row in read_curves(run.directory):
+        part = "val_accuracy" if row["val_accuracy"] else "train_accuracy"
+        yield f"{part} after epoch {int(row['epoch']) + 1}", float(row[part])
+
+
+def _of_test(sweep: Sweep, run: Run, source: str) -> Iterator[dict[str, Any]]:
+    """Explainer, metric, value and interval of all that is measured on a test set."""
+    evaluation = evaluate_run(run.directory, run.model, source).to_dict()
+    sizes = {name: evaluation["facts"][name] for name in ("parameters", "multiply_adds")}
+    for metric, value in {**evaluation["classification"], **sizes}.items():
+        yield {"explainer": "", "metric": metric, **_bounds(value)}
     for row in evaluation["localization"]:
-        yield f"pointing: {row['map']}", row["pointing"]
-        yield f"box_iou: {row['map']}", row["box_iou"]
+        for metric in ("pointing", "pointing_chance", "box_iou", "box_iou_chance"):
+            yield {"explainer": row["map"], "metric": metric, **_bounds(row[metric])}
+    for row in evaluation["shortcut"].get("peaks", []):
+        for metric in ("on_the_mark", "near_the_mark", "on_the_digit"):
+            yield {"explainer": row["map"], "metric": f"peak {metric}".replace("_", " "), **_bounds(row[metric])}
+    pictures = load_source(source, run.model.config.required_preprocessing().size, with_train=False).test
+    for asked in sweep.measure:
+        drawn, wanted = pictures.sample(asked["pictures"]), carried(run.model, asked["explainers"])
+        for record in measure_run(run.directory, run.model, drawn, source, wanted, asked["metrics"]):
+            if record.value is not None:
+                bounds = {"value": record.value, "low": record.low, "high": record.high}
+                yield {"explainer": record.explainer, "metric": record.metric, **bounds}
+
+
+def _bounds(value: Any) -> dict[str, Any]:
+    """A number, or a rate with its interval, as the fields of a record."""
+    if isinstance(value, dict):
+        return {bound: value[bound] for bound in ("value", "low", "high")}
+    return {"value": value, "low": None, "high": None}
 
 
 def _maps_file(sweep: Sweep, variant: str, run: int) -> Path:
@@ -216,12 +242,14 @@ def _stability(sweep: Sweep, variant: str, rows: Sequence[Mapping[str, Any]]) ->
         return
     of_variant = [row for row in rows if row["variant"] == variant]
     validation = {row["run"]: row["value"] for row in of_variant if row["metric"] == "val_accuracy"}
-    fields = ("experiment", "dataset", "backbone", "method", "variant", "epochs", "command")
-    common = {field: of_variant[0][field] for field in fields}
-    side = recipe_from_values(sweep.values(variant, 0)).image_size
+    recipe = recipe_from_values(sweep.values(variant, 0))
+    fields = ("experiment", "backbone", "method", "variant", "epochs", "command")
+    common = {"dataset": sweep.dataset(recipe.data), **{field: of_variant[0][field] for field in fields}}
     first = next(iter(kept.values()))
     for name in (name for name in first.files if name != "labels"):
-        maps = {run: _shown(torch.from_numpy(of_run[name]).float(), name, side) for run, of_run in kept.items()}
+        maps = {
+            run: _shown(torch.from_numpy(of_run[name]).float(), name, recipe.image_size) for run, of_run in kept.items()
+        }
         found = stability_of_maps(maps, torch.from_numpy(first["labels"]), {"explainer": name}, validation)
         about = {**common, "run": " and ".join(kept), "seed": None, "seconds": None, "explainer": name}
         for measure in found.measures:
@@ -252,30 +280,31 @@ def write_summary(sweep: Sweep) -> str:
 
 def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
     variants = list(sweep.variants)
-    keys = list(dict.fromkeys((row["explainer"], row["metric"]) for row in rows))
-    count = len({row["run"] for row in rows if row["metric"] == "top1_error"})
+    keys = list(dict.fromkeys((row["dataset"], row["explainer"], row["metric"]) for row in rows))
+    count = len({row["run"] for row in rows if row["seed"] is not None})
     paired = f" In brackets the difference to {sweep.against}, run by run, with its 95 % t-interval."
     lines = [
         f"Made by `{sweep.command}`; {count} runs in all, of {rows[0]['epochs']} epochs, {platform.machine()}. "
         "Mean and standard deviation over the runs of a variant; stability over all pairs of them."
         + (paired if sweep.against else ""),
         "",
-        "| map | measure | " + " | ".join(variants) + " |",
-        "|---|---|" + "---|" * len(variants),
+        "| data | map | measure | " + " | ".join(variants) + " |",
+        "|---|---|---|" + "---|" * len(variants),
     ]
-    for explainer, metric in keys:
+    for dataset, explainer, metric in keys:
         of_each = {
             variant: {
                 row["run"].rpartition("-")[2]: row
                 for row in rows
-                if (row["explainer"], row["metric"], row["variant"]) == (explainer, metric, variant)
+                if (row["dataset"], row["explainer"], row["metric"]) == (dataset, explainer, metric)
+                and row["variant"] == variant
             }
             for variant in variants
         }
         cells = [
             _cell(of_each[variant], of_each.get(sweep.against, {}), variant == sweep.against) for variant in variants
         ]
-        lines.append(f"| {explainer} | {metric} | " + " | ".join(cells) + " |")
+        lines.append(f"| {dataset} | {explainer} | {metric} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -309,7 +338,9 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def _figure(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Error, corrected stability and faithfulness, a dot a run (or a pair's mean), a row a variant."""
+    """Error, corrected stability and faithfulness on the first test set, a dot a run, a row a variant."""
+    first = next(row["dataset"] for row in rows if row["metric"] == "top1_error")
+    rows = [row for row in rows if row["dataset"] == first]
     panels = [
         ("top-1 error", [("", "top1_error")]),
         ("IoU of two runs' maps, corrected", [(name, "stability: iou, corrected") for name in _mapped(rows)]),
