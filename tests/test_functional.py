@@ -84,6 +84,20 @@ def test_mask_images_is_equation_1():
                 torch.testing.assert_close(masked[n, k, channel], images[n, channel] * masks[n, k])
 
 
+def test_first_guess_importance_is_the_mean_of_centred_rows_by_probability():
+    features = torch.randn(2, 5, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weight = torch.randn(4, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    bias = torch.tensor([0.1, -0.2, 0.3, 0.0], dtype=torch.float64)
+    expected = torch.zeros(2, 5, dtype=torch.float64)
+    for n in range(2):
+        scores = [float(bias[c]) + sum(float(weight[c, k] * features[n, k].mean()) for k in range(5)) for c in range(4)]
+        total = sum(math.exp(score) for score in scores)
+        for k in range(5):
+            centre = sum(float(weight[c, k]) for c in range(4)) / 4
+            expected[n, k] = sum(math.exp(scores[c]) / total * (float(weight[c, k]) - centre) for c in range(4))
+    torch.testing.assert_close(LF.first_guess_importance(features, weight, bias), expected, rtol=1e-12, atol=1e-12)
+
+
 def test_attend_is_equation_10():
     features, attention = random(2, 3, 4, 4), random(2, 1, 4, 4, seed=1).sigmoid()
     for k in range(3):

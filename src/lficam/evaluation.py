@@ -157,7 +157,7 @@ def evaluate(
         )
         if pictures.boxes is not None:
             evaluation.localization = _localization(subject)
-        if isinstance(model, LFIClassifier) and model.fin is not None:
+        if isinstance(model, LFIClassifier) and model.fin_name != "uniform":
             control = subject.logits(model.with_uniform_importance(), "without the FIN")
             evaluation.classification["top1_error_uniform"] = _error(control, pictures, 1)
         if pictures.mark_boxes is not None:
@@ -295,7 +295,7 @@ def _explainers(model: PlainClassifier) -> dict[str, Explainer]:
     if model.config.method != "plain":
         names.insert(0, "attention")
     rows = {name: create_explainer(name, model) for name in names}
-    if isinstance(model, LFIClassifier) and model.fin is not None:
+    if isinstance(model, LFIClassifier) and model.fin_name != "uniform":
         rows[UNIFORM] = create_explainer("attention", model.with_uniform_importance())
     return rows | {name: create_explainer(name, model) for name in ("feature_mean", "centre")}
 

@@ -233,6 +233,28 @@ def attention_map(features: Tensor, importance: Tensor) -> Tensor:
 
 
 @full_precision
+def first_guess_importance(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Importance without a network: the classifier's own rows, weighted with what it would say without attention.
+
+    Source: ours, in place of equations 7 and 8. With p the softmax of `linear_logits`, w = sum_c p_c (W_c - mean of W):
+    then equation 9 is the positive class evidence of the first guess, and the attention has a class.
+
+    Args:
+        features: (N, K, h, w), the map that pooling would receive.
+        weight: (C, K).
+        bias: (C,) or None.
+
+    Returns:
+        (N, K), signed; nearly zero where the guess knows nothing.
+
+    >>> first_guess_importance(torch.ones(1, 2, 1, 1), torch.tensor([[9.0, 0.0], [0.0, -9.0]]), None).round().tolist()
+    [[4.0, 4.0]]
+    """
+    probabilities = linear_logits(features, weight, bias).softmax(dim=1)
+    return probabilities @ (weight - weight.mean(dim=0))
+
+
+@full_precision
 def attend(features: Tensor, attention: Tensor) -> Tensor:
     """Equation 10: F' = (1 + L) (x) F, the attention mechanism of ABN and LFI-CAM.
 

@@ -9,6 +9,7 @@ import lficam
 from lficam import functional as LF
 from lficam.contract import ExplainableClassifier
 from lficam.errors import InvalidInputError, UnknownNameError
+from lficam.evaluation import model_size
 from lficam.models.fin import FeatureImportanceNetwork
 from lficam.models.plain import PlainClassifier
 
@@ -19,6 +20,7 @@ MODELS = {
     "lfi resnet relu": ("cifar_resnet20", {"method": "lfi", "fin": "conv3x3_relu"}),
     "lfi resnet pointwise": ("cifar_resnet20", {"method": "lfi", "fin": "pointwise"}),
     "lfi resnet uniform": ("cifar_resnet20", {"method": "lfi", "fin": "uniform"}),
+    "lfi resnet first guess": ("cifar_resnet20", {"method": "lfi", "fin": "first_guess"}),
     "abn resnet": ("cifar_resnet20", {"method": "abn"}),
     "plain seresnet": ("cifar_seresnet20", {"method": "plain"}),
     "lfi bottleneck": ("cifar_resnet20", {"method": "lfi", "backbone_args": {"block": "bottleneck"}}),
@@ -409,6 +411,31 @@ def test_all_zero_scores_give_a_flat_map_and_unchanged_features():
     attended = model.attend(features, images)
     assert (attended.attention == 0).all()
     assert torch.equal(attended.features, features)
+
+
+def test_the_first_guess_attends_to_the_evidence_of_what_a_net_without_attention_would_say():
+    torch.manual_seed(0)
+    model = lficam.create_model("cifar_densenet100", "lfi", 7, fin="first_guess").eval()
+    plain = PlainClassifier(model.backbone)
+    plain.config = model.config
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        guess = plain(images).softmax(dim=1)
+        row = torch.einsum("nc,ck->nk", guess, model.linear_head.weight - model.linear_head.weight.mean(dim=0))
+        found = model.explain(images)
+        torch.testing.assert_close(found.importance, row)
+        expected = torch.einsum("nk,nkhw->nhw", row, model.forward_features(images)).relu().unsqueeze(1)
+        torch.testing.assert_close(found.attention, LF.min_max(expected), rtol=1e-4, atol=1e-5)
+    with pytest.raises(InvalidInputError, match="first_guess reads the rows of one linear layer"):
+        lficam.create_model("mobilenetv3_small_050", "lfi", 7, fin="first_guess")
+
+
+def test_the_first_guess_costs_next_to_nothing():
+    guess, uniform = (
+        model_size(lficam.create_model("cifar_resnet20", fin=fin), 32) for fin in ("first_guess", "uniform")
+    )
+    assert guess["parameters"] == uniform["parameters"]
+    assert guess["multiply_adds"] < 1.001 * uniform["multiply_adds"]
 
 
 def test_uniform_is_the_same_net_without_the_fin():

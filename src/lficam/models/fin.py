@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lficam.errors import UnknownNameError
 from lficam.models.blocks import init_weights
 
-FinName = Literal["conv3x3", "conv3x3_relu", "pointwise", "uniform"]
+FinName = Literal["conv3x3", "conv3x3_relu", "pointwise", "uniform", "first_guess"]
 ImportanceName = Literal["softmax", "scores"]
 
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from lficam import functional as LF
 from lficam.contract import ClassIndex, Prediction
+from lficam.errors import InvalidInputError
 from lficam.models.backbones import Backbone, cut_at, cut_network
 from lficam.models.fin import FeatureImportanceNetwork, FinName, ImportanceName
 from lficam.models.plain import Attended, PlainClassifier
@@ -18,7 +19,8 @@ class LFIClassifier(PlainClassifier):
     Args:
         backbone: timm's interface, see `lficam.models.backbones`.
         fin: the layers of the Feature Importance Network; ``uniform`` is no network at all, w = 1/K: the baseline
-            that every result is held against.
+            that every result is held against; ``first_guess`` takes the weights from the classifier's own rows
+            (`lficam.functional.first_guess_importance`), so that the attention is that of a class.
         importance: ``softmax`` or ``scores``, see `FeatureImportanceNetwork`.
         attend_at: the stage whose features the map amplifies (section 3.3: "can be applied to the feature map from any
             convolutional layer"), such as ``layer3``; None: the last map, from which the attention always comes. What
@@ -42,8 +44,14 @@ class LFIClassifier(PlainClassifier):
         super().__init__(backbone)
         self._attend_at = attend_at
         self._cut = cut_at(backbone, attend_at) if attend_at else None
-        uniform = fin == "uniform"
-        self.fin = None if uniform else FeatureImportanceNetwork(backbone.num_features, fin, importance)
+        self.fin_name = fin
+        without = fin in ("uniform", "first_guess")
+        self.fin = None if without else FeatureImportanceNetwork(backbone.num_features, fin, importance)
+        if fin == "first_guess" and self.linear_head is None:
+            raise InvalidInputError(
+                "fin: first_guess reads the rows of one linear layer behind global average pooling, and this trunk has "
+                f"more there ({', '.join(self.layers_before_logits())}); take conv3x3 or pointwise."
+            )
 
     def with_uniform_importance(self) -> "LFIClassifier":
         """The same weights with w = 1/K in place of the FIN: a control. It shares this model's trunk and its mode."""
@@ -99,6 +107,10 @@ class LFIClassifier(PlainClassifier):
         return LF.attention_map(features, importance), importance
 
     def _importance(self, features: Tensor, images: Tensor) -> Tensor:
+        if self.fin_name == "first_guess":
+            head = self.linear_head
+            assert head is not None
+            return LF.first_guess_importance(self._pre_pool(features), head.weight, head.bias)
         if self.fin is None:
             count, channels = features.shape[:2]
             dtype = torch.promote_types(features.dtype, torch.float32)

@@ -19,7 +19,8 @@ class ModelOptions:
     Args:
         backbone: name of the trunk, or module:factory for one of your own.
         method: plain CNN, LFI-CAM or Attention Branch Network.
-        fin: layers of LFI-CAM's Feature Importance Network; uniform is none, w = 1/K.
+        fin: layers of LFI-CAM's Feature Importance Network; uniform is none, w = 1/K; first_guess none either, weights
+            from the classifier's own rows.
         importance: LFI-CAM's weights: softmax of the FIN's scores, or the scores.
         attend_at: the stage that LFI-CAM's map amplifies, such as layer3; empty is the last map.
         pretrained: start the trunk from timm's weights, which are downloaded.
@@ -29,7 +30,7 @@ class ModelOptions:
 
     backbone: str = "cifar_resnet20"
     method: Literal["plain", "lfi", "abn"] = "lfi"
-    fin: Literal["conv3x3", "conv3x3_relu", "pointwise", "uniform"] = "conv3x3"
+    fin: Literal["conv3x3", "conv3x3_relu", "pointwise", "uniform", "first_guess"] = "conv3x3"
     importance: Literal["softmax", "scores"] = "softmax"
     attend_at: str = ""
     pretrained: bool = False
