@@ -78,6 +78,13 @@ def test_its_own_map_changes_nothing_where_the_attention_acts_earlier(images):
         torch.testing.assert_close(model.answer_with(images, model.explain(images).attention), model(images))
 
 
+def test_the_weighting_of_uniform_weights_is_the_channel_mean(pictures):
+    found = values(digit_model().with_uniform_importance(), pictures, ["attention"], ["weighting"])
+    assert found["attention", "effective_channels"].value == pytest.approx(64, rel=1e-4)
+    assert found["attention", "iou_with_feature_mean"].value == pytest.approx(1)
+    assert ("attention", "effective_channels") not in values(digit_model("abn"), pictures, ["attention"], ["weighting"])
+
+
 def test_a_swap_against_the_slow_way(pictures, images):
     model = digit_model()
     found = values(model, pictures, ["attention"], ["swap"])

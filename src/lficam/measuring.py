@@ -26,8 +26,8 @@ from lficam.metrics import faithfulness, localization
 from lficam.metrics.intervals import bootstrap_mean
 from lficam.metrics.localization import shuffled
 from lficam.metrics.sanity import cascading_randomisation
-from lficam.metrics.stability import rank_correlation
-from lficam.metrics.use import SWAPS, divergence, label_agreement, swapped
+from lficam.metrics.stability import map_iou, rank_correlation
+from lficam.metrics.use import SWAPS, divergence, effective_channels, label_agreement, swapped
 from lficam.models.abn import ABNClassifier
 from lficam.models.lfi import LFIClassifier
 from lficam.models.plain import PlainClassifier
@@ -169,7 +169,7 @@ class Measure:
     """A measure, or several that are made together.
 
     Attributes:
-        better: ``higher`` or ``lower``; of the values it gives.
+        better: ``higher`` or ``lower``; of the values it gives. Empty where neither is.
         ask: from a probe and the name of an explainer to values (N,) by name; NaN where a picture cannot be judged. A
             single number (1,) speaks of the whole set.
         needs_boxes: whether the set must know its objects.
@@ -362,6 +362,16 @@ def _swap(probe: Probe, _: str) -> Values:
     return found
 
 
+def _weighting(probe: Probe, _: str) -> Values:
+    """What the weights of the own map are like, and how far it is the channel mean's."""
+    found = {"iou_with_feature_mean": map_iou(probe.maps("attention"), probe.maps("feature_mean"))}
+    with torch.inference_mode():
+        weights = [probe.model.explain(images).importance for images, _ in probe.subject.batches("weights")]
+    if weights[0] is not None:
+        found["effective_channels"] = torch.cat([effective_channels(of_batch).cpu() for of_batch in weights])
+    return found
+
+
 def _alone(name: str, ask: Callable[[Probe, str], Tensor]) -> Callable[[Probe, str], Values]:
     return lambda probe, of: {name: ask(probe, of)}
 
@@ -382,6 +392,7 @@ MEASURES: dict[str, Measure] = {
     "grid_pointing": Measure("higher", _grid_pointing, of="class_targeted"),
     "sanity": Measure("lower", _sanity),
     "swap": Measure("higher", _swap, of="attention"),
+    "weighting": Measure("", _weighting, of="attention"),
 }
 # What takes seconds a run; the others are asked for by name.
 DEFAULT_EXPLAINERS = ("attention", "class_evidence", "grad_cam", *BASELINES)

@@ -11,7 +11,7 @@ from torch import nn
 from lficam.errors import InvalidInputError
 from lficam.metrics.intervals import bootstrap_mean
 from lficam.metrics.sanity import cascading_randomisation
-from lficam.metrics.use import SWAPS, divergence, label_agreement, swapped
+from lficam.metrics.use import SWAPS, divergence, effective_channels, label_agreement, swapped
 
 MAPS = torch.tensor([[[[0.0, 1.0], [0.5, 0.5]]], [[[1.0, 0.0], [0.0, 0.0]]]])
 
@@ -30,6 +30,13 @@ def test_each_swap_by_hand():
     assert torch.equal(swapped("inverted", flat, partners[:1], flat), flat)
     with pytest.raises(InvalidInputError, match="expected one of zero, constant"):
         swapped("shuffled", MAPS, partners, means)
+
+
+def test_effective_channels_by_hand():
+    found = effective_channels(torch.tensor([[0.25] * 4, [3.0, 1.0, 0.0, 0.0], [0.0] * 4]))
+    assert found[0] == pytest.approx(4)
+    assert found[1] == pytest.approx(4 / 3**0.75)  # exp(-(3/4 ln 3/4 + 1/4 ln 1/4))
+    assert found[2].isnan()
 
 
 def test_divergence_is_kullbacks_and_leiblers():

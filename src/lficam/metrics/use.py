@@ -50,6 +50,22 @@ def swapped(name: str, maps: Tensor, partners: Tensor, feature_means: Tensor) ->
     raise InvalidInputError(f"swap: expected one of {', '.join(SWAPS)}, got {name!r}.")
 
 
+def effective_channels(importance: Tensor) -> Tensor:
+    """How many channels an attention map is made of, (N,) in [1, K]: the exponential of the weights' entropy.
+
+    K where all weigh the same, which needs no network; 1 where one does; NaN where none does.
+
+    Args:
+        importance: (N, K); a weight counts by its magnitude.
+
+    >>> effective_channels(torch.tensor([[0.5, 0.5, 0.0], [0.0, -2.0, 0.0]])).tolist()
+    [2.0, 1.0]
+    """
+    shares = importance.abs().double()
+    shares = shares / shares.sum(dim=1, keepdim=True)
+    return torch.special.entr(shares).sum(dim=1).exp().float()
+
+
 def label_agreement(logits: Tensor, others: Tensor) -> Tensor:
     """Whether two answers name one class, (N,) of 0 and 1; a high mean says that the swap does not matter.
 
