@@ -365,10 +365,12 @@ def _swap(probe: Probe, _: str) -> Values:
 def _weighting(probe: Probe, _: str) -> Values:
     """What the weights of the own map are like, and how far it is the channel mean's."""
     found = {"iou_with_feature_mean": map_iou(probe.maps("attention"), probe.maps("feature_mean"))}
-    with torch.inference_mode():
-        weights = [probe.model.explain(images).importance for images, _ in probe.subject.batches("weights")]
-    if weights[0] is not None:
-        found["effective_channels"] = torch.cat([effective_channels(of_batch).cpu() for of_batch in weights])
+    if isinstance(probe.model, LFIClassifier):
+        with torch.inference_mode():
+            weights = [probe.model.explain(images).importance for images, _ in probe.subject.batches("weights")]
+        found["effective_channels"] = effective_channels(
+            torch.cat([part for part in weights if part is not None])
+        ).cpu()
     return found
 
 
