@@ -232,6 +232,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
     from lficam.tables import print_measures
 
     models, pictures = _load_comparable(options)
+    pictures = pictures.sample(options.limit)
     metrics = options.metrics or DEFAULT_MEASURES
     records = {}
     for run, model in models.items():
@@ -243,7 +244,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
 
 
 def _load_comparable(options: Namespace) -> tuple[dict[str, Any], Any]:
-    """Runs of the same classes and preprocessing, and a sample of the pictures of ``--data``."""
+    """Runs of the same classes and preprocessing, and the test pictures of ``--data``."""
     from lficam.data.sources import load_source
     from lficam.evaluation import require_comparable, require_same_classes
 
@@ -252,7 +253,7 @@ def _load_comparable(options: Namespace) -> tuple[dict[str, Any], Any]:
     first = next(iter(models.values()))
     pictures = load_source(options.data, first.config.required_preprocessing().size, with_train=False).test
     require_same_classes(first, pictures, options.data)
-    return models, pictures.sample(options.limit)
+    return models, pictures
 
 
 def _load(run: str, options: Namespace) -> Any:
@@ -394,7 +395,7 @@ def audit(options: Namespace) -> dict[str, Any]:
     page = Path(options.out) if options.out else Path(options.runs[0]) / "audit.html"
     require_page(page)
     models, pictures = _load_comparable(options)
-    found = judge(models, pictures, options.data)
+    found = judge(models, pictures, options.data, options.limit)
     for verdict in found.verdicts:
         print(f"{verdict.verdict:<16} {verdict.explainer} {verdict.claim}: {verdict.reason}")
     for note in found.notes:
