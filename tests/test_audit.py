@@ -26,6 +26,7 @@ def values(mean, spread=0.01, count=400):
         (0.01, 0.30, 0.01, "fails"),
         (-0.20, 0.00, 0.01, "fails"),
         (0.36, 0.31, 2.00, "unknown"),
+        (-0.10, -0.20, 0.01, "fails"),  # ahead of the best, and worse than nothing
     ],
 )
 def test_a_map_must_beat_the_best_of_those_that_cost_nothing(own, centre, spread, verdict):
@@ -36,7 +37,7 @@ def test_a_map_must_beat_the_best_of_those_that_cost_nothing(own, centre, spread
     }
     judged = room._against_baselines(found, "attention", "patch_deletion")
     assert judged.verdict == verdict
-    assert "the best trivial map (centre)" in judged.reason
+    assert f"the best trivial map ({'centre' if centre > -0.05 else 'random'})" in judged.reason
 
 
 @pytest.mark.parametrize(
@@ -45,9 +46,9 @@ def test_a_map_must_beat_the_best_of_those_that_cost_nothing(own, centre, spread
 )
 def test_a_label_uses_a_map_if_another_pictures_costs_accuracy(other, channel_mean, verdict):
     found = {
-        ("attention", "accuracy_lost_with_other_image"): values(other),
-        ("attention", "accuracy_lost_with_feature_mean"): values(channel_mean),
-        ("attention", "agreement_with_other_image"): values(0.97),
+        ("attention", "accuracy_lost_with_other_image"): values(other, count=4000),
+        ("attention", "accuracy_lost_with_feature_mean"): values(channel_mean, count=4000),
+        ("attention", "agreement_with_other_image"): values(0.97, count=4000),
     }
     (judged,) = room._use(found)
     assert judged.verdict == verdict
@@ -59,6 +60,36 @@ def test_a_label_uses_a_map_if_another_pictures_costs_accuracy(other, channel_me
 def test_a_map_that_survives_the_loss_of_all_weights_fails(kept, verdict):
     assert room._from_the_weights({("cam", "randomised"): values(kept)}, "cam").verdict == verdict
     assert room._from_the_weights({}, "cam").verdict == "unknown"
+
+
+def test_few_pictures_without_an_event_do_not_say_that_there_is_none():
+    found = {
+        ("attention", "accuracy_lost_with_other_image"): torch.zeros(1, 50),
+        ("attention", "accuracy_lost_with_feature_mean"): torch.zeros(1, 50),
+        ("attention", "agreement_with_other_image"): torch.ones(1, 50),
+    }
+    assert room._use(found)[0].verdict == "unknown"
+
+
+def test_a_map_that_is_flat_fails_and_its_silence_counts_as_nothing():
+    found = {("random", "patch_deletion"): values(0.0), ("centre", "patch_deletion"): values(0.05)}
+    assert room._against_baselines(found, "attention", "patch_deletion").verdict == "fails"
+    mostly_flat = values(0.4)
+    mostly_flat[:, 40:] = torch.nan
+    judged = room._against_baselines(
+        {**found, ("attention", "patch_deletion"): mostly_flat}, "attention", "patch_deletion"
+    )
+    assert judged.value == pytest.approx(0.04, abs=0.005)
+    assert judged.verdict != "holds"
+    assert "90.0% of the pictures have no answer" in judged.reason
+
+
+def test_two_runs_that_disagree_decide_nothing():
+    found = {
+        ("attention", "patch_deletion"): torch.cat((values(0.9), values(0.3))),
+        ("random", "patch_deletion"): torch.cat((values(0.0), values(0.0))),
+    }
+    assert room._against_baselines(found, "attention", "patch_deletion").verdict == "unknown"
 
 
 def test_an_audit_leaves_a_page_and_an_exit_code(run, folder, tmp_path, capsys):
@@ -81,11 +112,11 @@ def test_an_audit_leaves_a_page_and_an_exit_code(run, folder, tmp_path, capsys):
 
 
 def test_two_runs_are_judged_on_stability_too(run, pictures_of_run, monkeypatch):
-    models = {str(run.directory): run.model, f"{run.directory}/": run.model}
+    models = {str(run.directory): run.model, f"{run.directory}/": run.model}  # one run, and itself
     found = audit(models, pictures_of_run, "folder", limit=8)
     stable = [verdict for verdict in found.verdicts if verdict.claim == "is the same in another training run"]
     assert {verdict.explainer for verdict in stable} == {"attention", "class_evidence", "grad_cam"}
-    assert not any(verdict.verdict == "fails" for verdict in stable)  # one run and itself
+    assert not any(verdict.verdict == "fails" for verdict in stable)
     with pytest.raises(InvalidInputError, match="at least one"):
         audit({}, pictures_of_run, "folder")
 

@@ -184,3 +184,34 @@ def test_the_command_measures_runs_and_refuses_those_of_other_classes(run, folde
     write_folder(tmp_path / "others", classes=("hen", "owl"), per_class=2)
     assert main([*words[:2], "--data", f"folder:{tmp_path / 'others'}", "--metrics", "average_drop"]) == 2
     assert "unknown: hen, owl" in capsys.readouterr().err
+
+
+def test_what_a_set_cannot_answer_is_said_or_left_out(pictures):
+    plain = digit_model("plain")
+    assert values(plain, pictures, ["attention"], ["swap"])["attention", "swap"].note.startswith("n/a")
+    unseen = pictures.select(torch.arange(6))
+    unseen.boxes = torch.full_like(unseen.boxes, torch.nan)
+    assert values(plain, unseen, ["grad_cam"], ["pointing"])["grad_cam", "pointing"].value is None
+    with pytest.raises(InvalidInputError, match="no picture of the sample knows"):
+        values(plain, unseen, ["grad_cam"], ["box_iou"])
+    one_class = pictures.select(torch.nonzero(pictures.labels == pictures.labels[0]).flatten().repeat(3))
+    with pytest.raises(InvalidInputError, match="pictures of four classes"):
+        values(plain, one_class, ["grad_cam"], ["grid_pointing"])
+
+
+def test_a_network_outside_of_its_model_cannot_lose_its_weights(pictures):
+    known = digit_model("plain")
+    network = known.backbone
+    # Methods of a network are functions too, and hold on to it.
+    model = lficam.wrap(network, network.forward_features, network.forward_head, method="plain", image_size=DIGIT_SIZE)
+    model.config.class_names, model.config.preprocessing = known.config.class_names, known.config.preprocessing
+    with pytest.raises(InvalidInputError, match="a network outside of itself"):
+        values(model.eval(), pictures, ["grad_cam"], ["sanity"])
+
+
+def test_all_stages_of_a_wrapped_network_are_told_apart(pictures):
+    network = lficam.create_model("resnet18", "plain", 10).backbone
+    model = lficam.wrap(network, "layer4", method="plain", image_size=64)
+    names = [name for name, _ in measuring.stages_from_the_head(model)]
+    assert names[:3] == ["head", "trunk's layer4", "trunk's layer3"]
+    assert len(names) == len(set(names))

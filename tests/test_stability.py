@@ -84,3 +84,27 @@ def test_the_command_gates_a_build(run, folder, tmp_path, capsys):
     assert "cannot be chosen" in capsys.readouterr().out
     assert main([*words, "--minimum", "1.5"]) == 1
     assert "below --minimum 1.5" in capsys.readouterr().err
+
+
+def test_without_two_pictures_of_a_class_there_is_no_chance_to_correct_for(pictures):
+    first = torch.tensor([int(torch.nonzero(pictures.labels == label)[0]) for label in pictures.labels.unique()])
+    found = measure_stability({"a": digit_model(seed=0), "b": digit_model(seed=1)}, pictures.select(first), "digits")
+    assert found.measures[0]["value"] is not None
+    assert found.measures[0]["shuffled"] is None
+    assert found.measures[0]["corrected"] is None
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_the_corrected_value_lies_in_its_interval(pictures):
+    found = measure_stability(
+        {"a": digit_model(seed=0), "b": digit_model(seed=1)}, pictures, "digits", "class_evidence"
+    )
+    for row in found.measures:
+        assert row["low"] <= row["corrected"] <= row["high"]
+
+
+def test_runs_trained_on_other_data_are_refused(pictures):
+    one, other = digit_model(seed=0), digit_model(seed=1)
+    other.config.training = {"data": "planted-shortcut"}
+    with pytest.raises(InvalidInputError, match="different training data"):
+        measure_stability({"a": one, "b": other}, pictures, "digits")

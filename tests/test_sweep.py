@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lficam.cli import main
-from lficam.errors import InvalidInputError
+from lficam.errors import InvalidInputError, RunError
 from lficam.sweep import paired_interval, read_sweep, run_sweep
 
 PLAN = {
@@ -65,7 +65,7 @@ def test_records_say_what_made_them(swept):
 def test_table_and_figure_come_from_the_records(swept):
     home, _ = swept
     table = (home / "table.md").read_text()
-    assert "| data | map | measure | LFI-CAM | w = 1/K |" in table
+    assert "| data | pictures | map | measure | LFI-CAM | w = 1/K |" in table
     errors = [row["value"] for row in rows_of(home) if row["metric"] == "top1_error" and row["variant"] == "LFI-CAM"]
     line = next(line for line in table.splitlines() if "| top1_error |" in line)
     assert f"{sum(errors) / 2:.3f} ±" in line
@@ -100,9 +100,35 @@ def test_it_goes_on_from_its_records_when_the_runs_are_gone(swept, folder, monke
     assert plain(after) == pytest.approx(plain(before), abs=1e-4)
 
 
+def test_other_settings_are_another_run_and_stability_survives_the_loss_of_maps(swept, folder, monkeypatch):
+    home, runs = swept
+    copy = home.parent / "changed"
+    shutil.copytree(home, copy)
+    shutil.rmtree(copy / "maps")
+    plan = yaml.safe_load((copy / "sweep.yaml").read_text())
+    run_sweep(read_sweep(copy / "sweep.yaml", f"folder:{folder}"), runs)
+    assert rows_of(copy) == rows_of(home)
+    (copy / "sweep.yaml").write_text(yaml.safe_dump({**plan, "runs": [{"seed": 0}, {"seed": 1, "lr": 0.02}]}))
+    from lficam import sweep as room
+
+    trained, fit = [], room.fit
+    monkeypatch.setattr(room, "fit", lambda recipe, out: trained.append(out.name) or fit(recipe, out))
+    run_sweep(read_sweep(copy / "sweep.yaml", f"folder:{folder}"), home.parent / "changed-runs")
+    assert trained == ["lfi-cam-1", "w-1-k-1"]
+    (copy / "records.jsonl").write_text("half a li")
+    with pytest.raises(RunError, match="is damaged"):
+        run_sweep(read_sweep(copy / "sweep.yaml", f"folder:{folder}"), runs)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"variants": ["a"], "against": ""}, "expected a dict under variants"),
+        ({"runs": 3}, "expected a list under runs"),
+        ({"runs": [None]}, "expected names and values"),
+        ({"measure": [{"explainers": ["cam"], "metrics": ["road"]}]}, "pictures \\(a number\\)"),
+        ({"measure": [{"explainers": ["cam"], "metrics": ["raod"], "pictures": 5}]}, "Did you mean 'road'"),
+        ({"stability": {"explainers": ["camm"], "pictures": 5}}, "Did you mean 'cam'"),
         ({"variants": {"a": {"epochs": 0}}, "against": ""}, "epochs: got 0"),
         ({"variants": {"a": {"epoch": 1}}, "against": ""}, "settings that no recipe has"),
         ({"against": "nobody"}, "against 'nobody' is none of"),

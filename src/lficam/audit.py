@@ -116,17 +116,23 @@ def audit(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str
     }
     values = _values(records)
     verdicts = _use(values)
-    for metric in _CLAIMS:
-        verdicts += [_against_baselines(values, name, metric) for name in own if (name, metric) in values]
+    for metric in (metric for metric in _CLAIMS if any(key[1] == metric for key in values)):
+        verdicts += [_against_baselines(values, name, metric) for name in own]
     verdicts += [_from_the_weights(values, name) for name in own]
     if len(models) > 1:
         verdicts += [_stable(models, drawn, source, name) for name in own if name != VERSUS]
-    facts = {"source": source, "runs": list(models), "pictures": len(drawn), "swapped": len(many), "margins": MARGINS}
+    facts = {
+        "source": source,
+        "runs": list(models),
+        "pictures": len(drawn),
+        "swapped": len(many),
+        "margins": MARGINS,
+    }
     return Audit(facts, verdicts, _notes(first), combine(records))
 
 
 def _values(records: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], Tensor]:
-    """(R, N) of every explainer and metric that has values."""
+    """(R, N) of every explainer and metric that all runs have values of."""
     found: dict[tuple[str, str], list[list[float]]] = {}
     for of_run in records.values():
         for record in of_run:
@@ -145,8 +151,9 @@ def _use(values: Mapping[tuple[str, str], Tensor]) -> list[Verdict]:
     margin = MARGINS["accuracy"]
     agreement = float(values["attention", "agreement_with_other_image"].mean())
     word = _word(lost, margin)
-    if word == "holds" and by_mean.high < margin:
-        word = "holds trivially"
+    if word == "holds":
+        of_mean = _word(by_mean, margin)
+        word = "holds trivially" if of_mean == "fails" else of_mean
     reason = (
         f"with another picture's map {agreement:.1%} of the labels stay and {_points(lost)} points of accuracy are "
         f"lost; with the channel mean's map {_points(by_mean)} points"
@@ -155,45 +162,57 @@ def _use(values: Mapping[tuple[str, str], Tensor]) -> list[Verdict]:
 
 
 def _against_baselines(values: Mapping[tuple[str, str], Tensor], name: str, metric: str) -> Verdict:
-    own, margin = _mean(values[name, metric]), MARGINS[metric]
-    rivals = {rival: values[rival, metric] for rival in BASELINES if (rival, metric) in values}
-    best = max(rivals, key=lambda rival: float(rivals[rival].nanmean()))
-    ahead = _mean(values[name, metric] - rivals[best])
-    word: Word = _word(ahead, margin)
+    """Ahead of nothing, and of the best map that costs nothing? A picture without an answer counts as nothing."""
+    if (name, metric) not in values:
+        reason = "in one run at least all its maps are flat"
+        return Verdict(_CLAIMS[metric], name, "fails", None, None, None, reason)
+    of_name, margin = values[name, metric], MARGINS[metric]
+    rivals = {rival: values[rival, metric].nan_to_num(0.0) for rival in BASELINES if (rival, metric) in values}
+    best = max(rivals, key=lambda rival: float(rivals[rival].mean()))
     # Pointing has no natural zero; noise is its nothing.
-    over_nothing = own if metric != "pointing" else _mean(values[name, metric] - rivals["random"])
-    if word == "fails" and _word(over_nothing, margin) == "holds":
+    nothing = rivals["random"] if metric == "pointing" else torch.zeros_like(of_name)
+    own = _mean(of_name.nan_to_num(0.0))
+    ahead = _mean(of_name.nan_to_num(0.0) - rivals[best])
+    word, of_nothing = _word(ahead, margin), _word(_mean(of_name.nan_to_num(0.0) - nothing), margin)
+    if of_nothing != "holds":
+        word = of_nothing
+    elif word == "fails":
         word = "holds trivially"
-    reason = (
-        f"{_shown(own)}; the best trivial map ({best}) has {float(rivals[best].nanmean()):.3f}, ahead {_shown(ahead)}"
-    )
+    missing = float(of_name.isnan().float().mean())
+    reason = f"{_shown(own)}; the best trivial map ({best}) has {float(rivals[best].mean()):.3f}, ahead {_shown(ahead)}"
+    reason += f"; {missing:.1%} of the pictures have no answer and count as 0" if missing else ""
     return Verdict(_CLAIMS[metric], name, word, own.value, own.low, own.high, reason)
 
 
 def _from_the_weights(values: Mapping[tuple[str, str], Tensor], name: str) -> Verdict:
-    kept = bootstrap_mean(values[name, "randomised"]) if (name, "randomised") in values else None
-    claim = "comes of the learned weights"
-    if kept is None:
+    claim, key = "comes of the learned weights", (name, "randomised")
+    if key not in values or values[key].isnan().all(dim=1).any():
         return Verdict(claim, name, "unknown", None, None, None, "no map but flat ones to compare")
+    kept = _mean(values[key])
     word: Word = "holds" if kept.high < RANKS_KEPT else "fails" if kept.low > RANKS_KEPT else "unknown"
     reason = f"rank correlation with the map after all weights are lost: {_shown(kept)}"
     return Verdict(claim, name, word, kept.value, kept.low, kept.high, reason)
 
 
 def _stable(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str, name: str) -> Verdict:
+    """Ahead of chance, and of the channel mean? The intervals are over pictures; runs enter as pairs only."""
     own, trivial = (measure_stability(models, pictures, source, of).measures[0] for of in (name, "feature_mean"))
     claim, margin = "is the same in another training run", MARGINS["stability"]
     if own["corrected"] is None or trivial["corrected"] is None:
-        return Verdict(
-            claim, name, "unknown", own["value"], None, None, "chance itself is perfect: the maps never change"
-        )
+        reason = "nothing to compare: maps are flat, never change, or no class has two pictures"
+        return Verdict(claim, name, "unknown", own["value"], None, None, reason)
     ahead = own["corrected"] - trivial["corrected"]
-    word: Word = "fails" if own["corrected"] < margin else "holds trivially" if ahead < margin else "holds"
+    word: Word = "unknown"
+    if own["high"] < margin:
+        word = "fails"
+    elif own["low"] > 0 and own["corrected"] >= margin:
+        word = "holds" if own["low"] > trivial["high"] and ahead >= margin else "holds trivially"
     reason = (
         f"IoU {own['value']:.3f}, {own['shuffled']:.3f} with another picture of the class, corrected "
-        f"{own['corrected']:.3f}; the channel mean's corrected {trivial['corrected']:.3f}"
+        f"{own['corrected']:.3f} ({own['low']:.3f} to {own['high']:.3f}); the channel mean's corrected "
+        f"{trivial['corrected']:.3f} ({trivial['low']:.3f} to {trivial['high']:.3f})"
     )
-    return Verdict(claim, name, word, own["corrected"], None, None, reason)
+    return Verdict(claim, name, word, own["corrected"], own["low"], own["high"], reason)
 
 
 def _notes(model: PlainClassifier) -> list[str]:
@@ -213,7 +232,10 @@ def _word(difference: Mean, margin: float) -> Word:
 
 
 def _mean(values: Tensor) -> Mean:
-    return bootstrap_mean(values) or Mean(0.0, 0.0, 0.0, 1.0)
+    """`bootstrap_mean`, at least 3 / N wide to each side: what N pictures did not show may still be one in N / 3."""
+    mean, least = bootstrap_mean(values), 3 / values.shape[1]
+    assert mean is not None
+    return mean._replace(low=min(mean.low, mean.value - least), high=max(mean.high, mean.value + least))
 
 
 def _shown(mean: Mean) -> str:

@@ -243,12 +243,18 @@ def _measure(options: Namespace) -> dict[str, Any]:
     return {"source": options.data, "pictures": len(pictures), "rows": rows}
 
 
+def _load_all(options: Namespace) -> dict[str, Any]:
+    """The runs by name; one that is named twice is one."""
+    runs = {Path(run).resolve(): run for run in reversed(options.runs)}
+    return {run: _load(run, options) for run in reversed(runs.values())}
+
+
 def _load_comparable(options: Namespace) -> tuple[dict[str, Any], Any]:
     """Runs of the same classes and preprocessing, and the test pictures of ``--data``."""
     from lficam.data.sources import load_source
     from lficam.evaluation import require_comparable, require_same_classes
 
-    models = {run: _load(run, options) for run in dict.fromkeys(options.runs)}
+    models = _load_all(options)
     require_comparable(models)
     first = next(iter(models.values()))
     pictures = load_source(options.data, first.config.required_preprocessing().size, with_train=False).test
@@ -361,8 +367,8 @@ def stability(options: Namespace) -> dict[str, Any]:
     from lficam.stability import measure_stability, save_stability_figure
     from lficam.tables import print_rows
 
-    models = {run: _load(run, options) for run in options.runs}
-    validation = {run: read_record(Path(run) / "metrics.json").get("val_accuracy") for run in options.runs}
+    models = _load_all(options)
+    validation = {run: read_record(Path(run) / "metrics.json").get("val_accuracy") for run in models}
     size = next(iter(models.values())).config.required_preprocessing().size
     pictures = load_source(options.data, size, with_train=False).test
     found = measure_stability(models, pictures, options.data, options.explainer, options.limit, validation)

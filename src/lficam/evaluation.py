@@ -35,6 +35,7 @@ GALLERY_SIDE = 160
 VERSUS = "class_evidence (A not B)"
 UNIFORM = "uniform (w = 1/K for the FIN)"
 _GALLERY_SIZE = 12
+_ALIKE = ("class_names", "preprocessing", "method")
 
 
 @dataclass
@@ -226,18 +227,19 @@ def carried(model: PlainClassifier, explainers: Sequence[str]) -> list[str]:
 
 
 def require_comparable(models: Mapping[str, PlainClassifier]) -> None:
-    """Refuse models that do not see the same pictures or know the same classes.
+    """Refuse models of other classes, preprocessing, methods or training data: runs alike but for their training.
 
     Raises:
         InvalidInputError: the first that differs from the first.
     """
     (first_name, first), *others = models.items()
     for name, model in others:
-        for field_name in ("class_names", "preprocessing"):
-            if getattr(model.config, field_name) != getattr(first.config, field_name):
-                raise InvalidInputError(
-                    f"runs: {first_name} and {name} have different {field_name}; compare runs alike."
-                )
+        ours, theirs = first.config, model.config
+        pairs = {field_name: (getattr(ours, field_name), getattr(theirs, field_name)) for field_name in _ALIKE}
+        pairs["training data"] = ours.training.get("data"), theirs.training.get("data")
+        for what, (one, other) in pairs.items():
+            if one != other:
+                raise InvalidInputError(f"runs: {first_name} and {name} have different {what}; compare runs alike.")
 
 
 def require_same_classes(model: PlainClassifier, pictures: Pictures, source: str) -> None:

@@ -1,5 +1,6 @@
 """Models x explainers x measures -> records: one value a line, with its interval and the values of all pictures."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as TF
 
 from lficam import functional as LF
@@ -37,6 +38,8 @@ VERSUS = "class_evidence_versus"
 ONES = "ones"
 BASELINES = ("feature_mean", "centre", "random", ONES)
 _BATCH = 100
+# Of the record files: raised when a measure or the form of a record changes.
+_SCHEMA = 1
 _GRID = 2
 
 Values = dict[str, Tensor]
@@ -197,7 +200,8 @@ def _curve(area: Callable[..., Tensor], blurred: bool) -> Callable[[Probe, str],
         for images, part, classify in probe.asking(area.__name__):
             fill = _blurred(images) if blurred else 0.0
             found.append(area(probe.probability(part, classify), images, maps[part].to(images), fill=fill).cpu())
-        return torch.cat(found)
+        # A flat map has no order; its pixels would go in reading order.
+        return torch.cat(found).masked_fill(LF.is_flat(maps), torch.nan)
 
     return ask
 
@@ -252,6 +256,8 @@ def _against_boxes(measure: Callable[[Tensor, Tensor], Tensor], of_masks: bool) 
         masks = localization.box_masks(boxes, (maps.shape[-2], maps.shape[-1]))
         known = masks.flatten(1).any(dim=1)
         values = torch.full((len(maps),), torch.nan)
+        if not known.any():
+            return values
         values[known] = measure(maps[known], (masks if of_masks else boxes)[known]).float()
         return values
 
@@ -269,6 +275,8 @@ def _known_boxes(probe: Probe, name: str) -> tuple[Tensor, Tensor, Tensor]:
 def _tuned_box_iou(probe: Probe, name: str) -> Values:
     """Chosen on every second picture, judged on the others."""
     maps, boxes, indices = _known_boxes(probe, name)
+    if len(maps) < 2:
+        return {"box_iou_tuned": torch.full((1,), torch.nan)}
     threshold = localization.tuned_threshold(maps[::2], boxes[::2])
     values = torch.full((len(probe.pictures),), torch.nan)
     values[indices[1::2]] = localization.region_iou(maps[1::2], boxes[1::2], threshold)
@@ -287,12 +295,12 @@ def _pxap(probe: Probe, name: str) -> Values:
 
 
 def _grid_pointing(probe: Probe, name: str) -> Values:
-    """Grids of four pictures of different classes, the surest right answers first; each class asked in turn."""
-    chosen = _grids(probe)
-    if len(chosen) == 0:
-        return {"grid_pointing": torch.full((1,), torch.nan)}
+    """Grids of four pictures of different classes, each class asked in turn; one value a grid."""
+    grids = _grids(probe.true)
+    if not grids:
+        raise InvalidInputError("metrics: grid_pointing needs pictures of four classes; leave it out.")
     explainer, shares = create_explainer(name, probe.model), []
-    for grid in chosen:
+    for grid in grids:
         picture, asked = probe.side_by_side(grid), probe.true[grid]
         maps = explainer(picture.expand(len(grid), -1, -1, -1), asked.to(picture.device), raw=True).cpu()
         maps = LF.upsample(maps.relu(), (picture.shape[-2], picture.shape[-1]))
@@ -300,21 +308,20 @@ def _grid_pointing(probe: Probe, name: str) -> Values:
     return {"grid_pointing": torch.stack(shares)}
 
 
-def _grids(probe: Probe, most: int = 50) -> Tensor:
-    """(G, 4) indices of right answers, no class twice in a grid."""
-    sureness = probe.logits.softmax(dim=1).amax(dim=1).masked_fill(probe.predicted != probe.true, -1.0)
-    left = [index for index in sureness.argsort(descending=True).tolist() if sureness[index] > 0]
-    grids: list[list[int]] = []
+def _grids(labels: Tensor, most: int = 50) -> list[Tensor]:
+    """Indices of four pictures of four classes each, the same for every model."""
+    left = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
+    grids: list[Tensor] = []
     while len(grids) < most:
         grid: list[int] = []
         for index in left:
-            if len(grid) < _GRID**2 and int(probe.true[index]) not in {int(probe.true[other]) for other in grid}:
+            if len(grid) < _GRID**2 and int(labels[index]) not in {int(labels[other]) for other in grid}:
                 grid.append(index)
         if len(grid) < _GRID**2:
             break
         left = [index for index in left if index not in grid]
-        grids.append(grid)
-    return torch.tensor(grids, dtype=torch.int64)
+        grids.append(torch.tensor(grid))
+    return grids
 
 
 def stages_from_the_head(model: PlainClassifier) -> list[tuple[str, list[str]]]:
@@ -322,19 +329,28 @@ def stages_from_the_head(model: PlainClassifier) -> list[tuple[str, list[str]]]:
     named = {module: name for name, module in model.named_modules()}
     stages = [("head", [named[model.linear_head]])] if model.linear_head is not None else []
     stages += [(name, [name]) for name, _ in model.named_children() if name != "backbone"]
-    trunk = [(name, child) for name, child in model.backbone.named_children() if child is not model.linear_head]
-    with_weights = [(name, child) for name, child in trunk if next(child.parameters(), None) is not None]
-    return stages + [(name, [f"backbone.{name}"]) for name, _ in reversed(with_weights)]
+    trunk: nn.Module = model.backbone
+    while len(children := list(trunk.children())) == 1 and list(children[0].children()):
+        trunk = children[0]  # a wrapped network
+    parts = [child for child in trunk.children() if child is not model.linear_head]
+    with_weights = [named[part] for part in parts if next(part.parameters(), None) is not None]
+    return stages + [(f"trunk's {name.rpartition('.')[2]}", [name]) for name in reversed(with_weights)]
 
 
 def _sanity(probe: Probe, name: str) -> Values:
     """Rank correlation of the map with that of the model whose weights are lost, for the same class; less is better."""
-    own, found = probe.maps(name, raw=True), {}
+    own, found, forgotten = probe.maps(name, raw=True), {}, False
     stages = stages_from_the_head(probe.model)
     for stage, lost in cascading_randomisation(probe.model, stages):
         with Probe(lost, probe.pictures) as other:
             other.predicted, other.runner_up = probe.predicted, probe.runner_up
             found[f"randomised_to_{stage}"] = rank_correlation(own, other.maps(name, raw=True))
+            forgotten = not torch.equal(probe.logits, other.logits)
+    if not forgotten:
+        raise InvalidInputError(
+            "metrics: sanity lost all weights of a copy, and its answers stayed: this model is two functions over a "
+            "network outside of itself. Wrap the network and name a stage, or leave sanity out."
+        )
     found["randomised"] = found.pop(f"randomised_to_{stages[-1][0]}")
     return found
 
@@ -460,22 +476,32 @@ def measure(
         UnknownNameError: no such explainer or measure.
         InvalidInputError: a measure of boxes on a set without, or an explainer that the model cannot carry.
     """
-    _require_known(explainers, measures, pictures)
+    require_known(explainers, measures)
+    _require_fit(pictures, measures)
     done = {(record.explainer, record.group) for record in known}
     with Probe(model, pictures) as probe:
-        for name in explainers:
-            for group in measures:
+        for name in dict.fromkeys(explainers):
+            for group in dict.fromkeys(measures):
                 if (name, group) not in done:
                     yield _records(probe, name, group)
 
 
-def _require_known(explainers: Sequence[str], measures: Sequence[str], pictures: Pictures) -> None:
+def require_known(explainers: Sequence[str], measures: Sequence[str]) -> None:
+    """Refuse names that nothing is registered under.
+
+    Raises:
+        UnknownNameError: the first of them.
+    """
     for name in explainers:
         if name not in (*EXPLAINERS, VERSUS, ONES):
             raise UnknownNameError("explainer", name, [*EXPLAINERS, VERSUS, ONES])
     for group in measures:
         if group not in MEASURES:
             raise UnknownNameError("metric", group, MEASURES)
+
+
+def _require_fit(pictures: Pictures, measures: Sequence[str]) -> None:
+    for group in measures:
         if MEASURES[group].needs_boxes and pictures.boxes is None:
             raise InvalidInputError(f"metrics: {group} needs a set that knows its objects' boxes; leave it out.")
     if len(pictures) < 2:
@@ -486,7 +512,7 @@ def _records(probe: Probe, name: str, group: str) -> list[Record]:
     of = MEASURES[group].of
     if of == "class_targeted" and (name not in EXPLAINERS or not EXPLAINERS[name].class_targeted):
         return [Record(name, group, group, None, note="n/a: not a map of one class asked for")]
-    if of == "attention" and name != "attention":
+    if of == "attention" and (name != "attention" or probe.model.config.method == "plain"):
         return [Record(name, group, group, None, note="n/a: no map of this model's own")]
     return [_record(name, group, metric, values) for metric, values in MEASURES[group].ask(probe, name).items()]
 
@@ -520,9 +546,12 @@ def measure_run(
         The records asked for, in their order.
     """
     path = evaluation_directory(run, source) / f"measures-{len(pictures)}.jsonl"
+    names = json.dumps([pictures.names, pictures.labels.tolist()])
     facts = {
+        "schema": _SCHEMA,
         "source": source,
         "pictures": len(pictures),
+        "names_sha256": hashlib.sha256(names.encode()).hexdigest(),
         "weights_sha256": read_record(Path(run) / "config.json").get("weights_sha256"),
     }
     known = _read_records(path, facts)
@@ -549,8 +578,11 @@ def _read_records(path: Path, facts: Mapping[str, Any]) -> list[list[Record]]:
     """A list a measure; none where the file is of something else. A last line that was cut short is dropped."""
     if not path.is_file():
         return []
-    rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
-    return [[Record(**row) for row in group] for group in rows[1:]] if rows and rows[0] == facts else []
+    try:
+        rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        return [[Record(**row) for row in group] for group in rows[1:]] if rows and rows[0] == facts else []
+    except (ValueError, TypeError):  # damaged: measured again
+        return []
 
 
 def combine(records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:

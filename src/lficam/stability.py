@@ -33,6 +33,7 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "structural_similarity": structural_similarity,
 }
 _BATCH = 128
+_RESAMPLES = 1000
 
 
 @dataclass
@@ -42,8 +43,9 @@ class Stability:
     Attributes:
         facts: source, explainer, number of pictures, runs.
         measures: a row a measure: ``value``, the mean over all pairs of runs; ``shuffled``, the same with another
-            picture of the class in place of one run's own; ``corrected``, (value - shuffled) / (1 - shuffled);
-            ``deviation`` of the value over the pairs; ``left_out``, the share of comparisons that could not be made.
+            picture of the class in place of one run's own; ``corrected``, (value - shuffled) / (1 - shuffled), with
+            its 95 % interval over pictures, ``low`` and ``high``; ``deviation`` of the value over the pairs;
+            ``left_out``, the share of comparisons that could not be made. None where there is nothing to compare.
         pairs: a row a pair of runs, with each measure's value.
         paper: the paper's protocol, mean IoU with the run of the best validation accuracy; None where a run has no
             validation part, and so none may be chosen.
@@ -108,7 +110,7 @@ def stability_of_maps(
     return Stability(
         facts={**facts, "pictures": len(labels), "runs": list(maps)},
         measures=[_measure(name, rows) for name in MEASURES],
-        pairs=[{"runs": row["runs"], **{name: row[name]["value"] for name in MEASURES}} for row in rows],
+        pairs=[{"runs": row["runs"], **{name: _number(row[name][0].nanmean()) for name in MEASURES}} for row in rows],
         paper=_papers(rows, validation or {}, list(maps)),
     )
 
@@ -121,33 +123,49 @@ def _maps(model: PlainClassifier, pictures: Pictures, explainer: str) -> Tensor:
 
 
 def _pair(one: str, other: str, maps: Mapping[str, Tensor], partners: Tensor) -> dict[str, Any]:
-    """Means over the pictures that can be compared, with their own maps and with those of partners."""
+    """Values (N,) of each measure, of the pictures' own maps and of those held against a partner's; NaN is left out."""
     has_partner = partners >= 0
     row: dict[str, Any] = {"runs": [one, other]}
     for name, measure in MEASURES.items():
-        values = measure(maps[one], maps[other])
-        by_chance = measure(maps[one][has_partner], maps[other][partners[has_partner]])
-        row[name] = {
-            "value": float(values.nanmean()),
-            "shuffled": float(by_chance.nanmean()),
-            "left_out": float(values.isnan().float().mean()),
-        }
+        by_chance = torch.full((len(partners),), torch.nan)
+        if has_partner.any():
+            by_chance[has_partner] = measure(maps[one][has_partner], maps[other][partners[has_partner]])
+        row[name] = torch.stack((measure(maps[one], maps[other]), by_chance))
     return row
 
 
 def _measure(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    values, shuffled, left_out = (
-        torch.tensor([row[name][key] for row in rows]) for key in ("value", "shuffled", "left_out")
-    )
-    corrected = chance_corrected(values.mean(), shuffled.mean())
+    pairs = torch.stack([row[name] for row in rows])  # (P, 2, N): pairs, own or shuffled, pictures
+    value, shuffled = pairs.nanmean(dim=(0, 2))
+    low, high = _interval(pairs.nanmean(dim=0))
     return {
         "measure": name,
-        "value": float(values.mean()),
-        "shuffled": float(shuffled.mean()),
-        "corrected": None if corrected.isnan() else float(corrected),
-        "deviation": float(values.std(correction=0)),
-        "left_out": float(left_out.mean()),
+        "value": _number(value),
+        "shuffled": _number(shuffled),
+        "corrected": _number(chance_corrected(value, shuffled)),
+        "low": low,
+        "high": high,
+        "deviation": _number(pairs[:, 0].nanmean(dim=1).std(correction=0)),
+        "left_out": float(pairs[:, 0].isnan().float().mean()),
     }
+
+
+def _interval(values: Tensor) -> tuple[float | None, float | None]:
+    """The corrected value's 95 % interval, by resampling the pictures of (2, N), own and shuffled."""
+    generator = torch.Generator().manual_seed(0)
+    count = values.shape[1]
+    drawn = values[:, torch.randint(count, (_RESAMPLES, count), generator=generator)].nanmean(dim=2)
+    corrected = chance_corrected(drawn[0], drawn[1])
+    corrected = corrected[~corrected.isnan()]
+    if len(corrected) == 0:
+        return None, None
+    low, high = torch.quantile(corrected, torch.tensor([0.025, 0.975])).tolist()
+    return low, high
+
+
+def _number(value: Tensor) -> float | None:
+    """None where nothing could be compared, which is NaN."""
+    return None if value.isnan() else float(value)
 
 
 def _papers(
@@ -157,8 +175,8 @@ def _papers(
     if any(value is None for value in accuracies.values()):
         return None
     baseline = max(names, key=lambda name: accuracies[name] or 0.0)
-    values = [row["iou"]["value"] for row in rows if baseline in row["runs"]]
-    return {"baseline": baseline, "iou": sum(values) / len(values)}
+    values = torch.stack([row["iou"][0] for row in rows if baseline in row["runs"]])
+    return {"baseline": baseline, "iou": _number(values.nanmean(dim=1).mean())}
 
 
 def save_stability_figure(stability: Stability, path: Path) -> None:
@@ -167,7 +185,7 @@ def save_stability_figure(stability: Stability, path: Path) -> None:
     matrix = torch.eye(len(names))
     for row in stability.pairs:
         i, j = (names.index(name) for name in row["runs"])
-        matrix[i, j] = matrix[j, i] = row["iou"]
+        matrix[i, j] = matrix[j, i] = torch.nan if row["iou"] is None else row["iou"]
     side = 2.2 + 0.7 * len(names)
     figure = Figure(figsize=(side + 1, side), dpi=130, layout="constrained")
     axes = figure.subplots()
@@ -179,7 +197,9 @@ def save_stability_figure(stability: Stability, path: Path) -> None:
             value = float(matrix[i, j])
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.6 else "white")
     iou = stability.measures[0]
-    corrected = "n/a" if iou["corrected"] is None else f"{iou['corrected']:.2f}"
-    axes.set_title(f"IoU {iou['value']:.2f}, other pictures of the class {iou['shuffled']:.2f}, corrected {corrected}")
+    own, shuffled, corrected = (
+        "n/a" if iou[key] is None else f"{iou[key]:.2f}" for key in ("value", "shuffled", "corrected")
+    )
+    axes.set_title(f"IoU {own}, other pictures of the class {shuffled}, corrected {corrected}")
     figure.colorbar(image)
     figure.savefig(path)

@@ -1,5 +1,6 @@
 """Variants x runs -> records, a table and a figure: an experiment that goes on where it stopped."""
 
+import hashlib
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,11 +19,12 @@ from lficam import functional as LF
 from lficam.contract import in_eval_mode
 from lficam.data.pictures import Pictures
 from lficam.data.sources import load_source
-from lficam.errors import InvalidInputError
+from lficam.device import resolve_device
+from lficam.errors import InvalidInputError, RunError, UnknownNameError
 from lficam.evaluation import Subject, carried, evaluate_run
 from lficam.explainers import EXPLAINERS, create_explainer
 from lficam.files import write_whole
-from lficam.measuring import BASELINES, measure_run
+from lficam.measuring import BASELINES, measure_run, require_known
 from lficam.models.plain import PlainClassifier
 from lficam.progress import progress_bar
 from lficam.recipes import merge, recipe_from_values, recipe_values
@@ -30,7 +32,6 @@ from lficam.stability import stability_of_maps
 from lficam.training import Run, fit, read_curves
 
 RECORDS_FILE = "records.jsonl"
-_FIELDS = ("recipe", "settings", "variants", "runs", "measure", "stability", "tests", "against")
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,18 @@ class Sweep:
     @property
     def command(self) -> str:
         """What makes the records again."""
-        folder = " --data folder:FOLDER" if self.data else ""
+        folder = f" --data {'folder:FOLDER' if self.data.startswith('folder:') else self.data}" if self.data else ""
         return f"lficam sweep experiments/{self.name}/{self.path.name} --runs RUNS{folder}"
 
     def dataset(self, source: str) -> str:
         """A source as the records name it: the path of a folder is nobody's business but its owner's."""
-        return f"folder:{self.name}" if source == self.data else source
+        return f"folder:{self.name}" if source.startswith("folder:") else source
+
+    def fingerprint(self, variant: str, run: int) -> str:
+        """Of all that a run's records depend on, but the place of the data."""
+        values = {name: value for name, value in self.values(variant, run).items() if name != "data" or not self.data}
+        plan = json.dumps([values, self.measure, self.stability, self.tests], sort_keys=True)
+        return hashlib.sha256(plan.encode()).hexdigest()[:12]
 
     def values(self, variant: str, run: int) -> dict[str, Any]:
         """The settings of one run's recipe."""
@@ -103,62 +110,106 @@ def read_sweep(path: str | Path, data: str | None = None) -> Sweep:
     """A sweep's file.
 
     Raises:
-        InvalidInputError: no such file, unknown or missing fields, or a recipe that cannot be trained.
+        InvalidInputError: no such file, fields that are unknown, missing or of a wrong kind, unknown names, or a recipe
+            that cannot be trained: all before any work.
     """
     path = Path(path)
     if not path.is_file():
         raise InvalidInputError(f"sweep: expected a YAML file, got {path}; mend the path.")
     try:
         fields = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"sweep: {path} is no YAML file ({' '.join(str(error).split())}).") from error
-    if not isinstance(fields, dict) or set(fields) - set(_FIELDS) or not {"recipe", "variants", "runs"} <= set(fields):
-        raise InvalidInputError(f"sweep: expected recipe, variants, runs and of {', '.join(_FIELDS)} in {path}.")
-    fields = {"settings": {}, "measure": [], "stability": {}, "tests": [], "against": "", **fields}
-    variants = {name: values or {} for name, values in fields.pop("variants").items()}
-    if fields["against"] and fields["against"] not in variants:
-        raise InvalidInputError(f"sweep: against {fields['against']!r} is none of {', '.join(variants)}.")
+    if not isinstance(fields, dict) or set(fields) - set(_KINDS) or not {"recipe", "variants", "runs"} <= set(fields):
+        raise InvalidInputError(f"sweep: expected recipe, variants, runs and of {', '.join(_KINDS)} in {path}.")
+    fields = {name: kind() for name, kind in _KINDS.items()} | fields
+    for name, kind in _KINDS.items():
+        if not isinstance(fields[name], kind):
+            raise InvalidInputError(f"sweep: expected a {kind.__name__} under {name} in {path}, got {fields[name]!r}.")
+    fields["variants"] = {str(name): values or {} for name, values in fields["variants"].items()}
+    sweep = Sweep(path, data=data, **fields)
+    _check(sweep)
+    return sweep
+
+
+_KINDS = {
+    "recipe": str,
+    "settings": dict,
+    "variants": dict,
+    "runs": list,
+    "measure": list,
+    "stability": dict,
+    "tests": list,
+    "against": str,
+}
+
+
+def _check(sweep: Sweep) -> None:
+    variants = sweep.variants
+    if sweep.against and sweep.against not in variants:
+        raise InvalidInputError(f"sweep: against {sweep.against!r} is none of {', '.join(variants)}.")
     if len({slug(name, 0) for name in variants}) < len(variants):
         raise InvalidInputError(f"sweep: two of the variants {', '.join(variants)} would share a directory.")
-    sweep = Sweep(path, variants=variants, data=data, **fields)
+    for part in (*variants.values(), *sweep.runs, *sweep.measure):
+        if not isinstance(part, dict):
+            raise InvalidInputError(f"sweep: expected names and values in {sweep.path}, got {part!r}.")
+    for asked in (*sweep.measure, *([{"metrics": [], **sweep.stability}] if sweep.stability else [])):
+        if not isinstance(asked.get("pictures"), int) or not {"explainers", "metrics"} <= set(asked):
+            raise InvalidInputError(f"sweep: expected explainers, metrics and pictures (a number), got {asked}.")
+        require_known(asked["explainers"], asked["metrics"])
+    for name in sweep.stability.get("explainers", []):
+        if name not in EXPLAINERS:
+            raise UnknownNameError("explainer of stability", name, EXPLAINERS)
     for variant in variants:
         for run in range(len(sweep.runs)):
             recipe_from_values(sweep.values(variant, run)).check()
-    return sweep
 
 
 def run_sweep(sweep: Sweep, runs: str | Path) -> None:
     """Train and measure what has no records yet, run by run over all variants, then compare the maps of the runs.
 
-    A finished run in ``runs`` is not trained again, a stopped one goes on after its last epoch; one that has records is
-    not even looked for.
+    A run with records of the same settings and measures is done, whether its weights are still there or not. Others are
+    trained in ``runs``, where a finished one is not trained again and a stopped one goes on after its last epoch.
     """
     rows = read_records(sweep.records_file)
     for run in range(len(sweep.runs)):
         for variant in sweep.variants:
-            name = slug(variant, run)
-            if not any(row["run"] == name for row in rows):
+            name, plan = slug(variant, run), sweep.fingerprint(variant, run)
+            if not any(row["run"] == name and row.get("plan") == plan for row in rows):
                 print(f"{sweep.name}: {variant}, run {run + 1} of {len(sweep.runs)}", flush=True)
-                rows += list(_run(sweep, variant, run, Path(runs)))
+                found = [{**row, "plan": plan} for row in _run(sweep, variant, run, Path(runs))]
+                rows = [row for row in rows if row["run"] != name] + found
                 _write(sweep.records_file, rows)
-    rows = [row for row in rows if row["metric"].partition(":")[0] != "stability"]
     for variant in sweep.variants:
-        rows += list(_stability(sweep, variant, rows))
+        compared = list(_stability(sweep, variant, rows))
+        if compared:  # else the maps are gone, and what was found with them stays
+            rows = [row for row in rows if row["variant"] != variant or not row["metric"].startswith("stability")]
+            rows += compared
     _write(sweep.records_file, rows)
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The rows of a record file; none where there is no file yet."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    """The rows of a record file; none where there is no file yet.
+
+    Raises:
+        RunError: a damaged file.
+    """
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise RunError(f"sweep: {path} is damaged ({error}); restore it.") from error
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_whole(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
 def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str, Any]]:
     recipe = recipe_from_values(sweep.values(variant, run))
     trained = fit(recipe, runs / sweep.name / slug(variant, run))
+    trained.model.to(resolve_device(recipe.device))
     common = {
         "experiment": sweep.name,
         "backbone": recipe.model.backbone,
@@ -172,7 +223,7 @@ def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str,
         "seconds": trained.metrics["training_seconds"],
     }
     for metric, value in _of_training(trained):
-        yield {**common, "dataset": "training", "explainer": "", "metric": metric, "value": value}
+        yield {**common, "dataset": "training", "pictures": None, "explainer": "", "metric": metric, "value": value}
     for source in sweep.tests or [recipe.data]:
         for row in _of_test(sweep, trained, source):
             yield {**common, "dataset": sweep.dataset(source), **row}
@@ -193,22 +244,25 @@ def _of_training(run: Run) -> Iterator[tuple[str, float]]:
 def _of_test(sweep: Sweep, run: Run, source: str) -> Iterator[dict[str, Any]]:
     """Explainer, metric, value and interval of all that is measured on a test set."""
     evaluation = evaluate_run(run.directory, run.model, source).to_dict()
+    pictures = load_source(source, run.model.config.required_preprocessing().size, with_train=False).test
+    everything = {"pictures": len(pictures)}
     sizes = {name: evaluation["facts"][name] for name in ("parameters", "multiply_adds")}
     for metric, value in {**evaluation["classification"], **sizes}.items():
-        yield {"explainer": "", "metric": metric, **_bounds(value)}
+        yield {**everything, "explainer": "", "metric": metric, **_bounds(value)}
     for row in evaluation["localization"]:
         for metric in ("pointing", "pointing_chance", "box_iou", "box_iou_chance"):
-            yield {"explainer": row["map"], "metric": metric, **_bounds(row[metric])}
+            yield {**everything, "explainer": row["map"], "metric": metric, **_bounds(row[metric])}
     for row in evaluation["shortcut"].get("peaks", []):
         for metric in ("on_the_mark", "near_the_mark", "on_the_digit"):
-            yield {"explainer": row["map"], "metric": f"peak {metric}".replace("_", " "), **_bounds(row[metric])}
-    pictures = load_source(source, run.model.config.required_preprocessing().size, with_train=False).test
+            about = {"explainer": row["map"], "metric": f"peak {metric}".replace("_", " ")}
+            yield {**everything, **about, **_bounds(row[metric])}
     for asked in sweep.measure:
         drawn, wanted = pictures.sample(asked["pictures"]), carried(run.model, asked["explainers"])
         for record in measure_run(run.directory, run.model, drawn, source, wanted, asked["metrics"]):
             if record.value is not None:
                 bounds = {"value": record.value, "low": record.low, "high": record.high}
-                yield {"explainer": record.explainer, "metric": record.metric, **bounds}
+                about = {"pictures": len(drawn), "explainer": record.explainer, "metric": record.metric}
+                yield {**about, **bounds}
 
 
 def _bounds(value: Any) -> dict[str, Any]:
@@ -237,10 +291,11 @@ def _keep_maps(sweep: Sweep, model: PlainClassifier, pictures: Pictures, path: P
 def _stability(sweep: Sweep, variant: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """All pairs of a variant's runs, from the maps that were kept."""
     files = {slug(variant, run): _maps_file(sweep, variant, run) for run in range(len(sweep.runs))}
-    kept = {name: np.load(path) for name, path in files.items() if path.is_file()}
-    if len(kept) < 2:
-        return
     of_variant = [row for row in rows if row["variant"] == variant]
+    recorded = {row["run"] for row in of_variant}
+    kept = {name: np.load(path) for name, path in files.items() if name in recorded and path.is_file()}
+    if len(kept) < 2 or len(kept) < len(recorded & set(files)):
+        return
     validation = {row["run"]: row["value"] for row in of_variant if row["metric"] == "val_accuracy"}
     recipe = recipe_from_values(sweep.values(variant, 0))
     fields = ("experiment", "backbone", "method", "variant", "epochs", "command")
@@ -252,13 +307,14 @@ def _stability(sweep: Sweep, variant: str, rows: Sequence[Mapping[str, Any]]) ->
         }
         found = stability_of_maps(maps, torch.from_numpy(first["labels"]), {"explainer": name}, validation)
         about = {**common, "run": " and ".join(kept), "seed": None, "seconds": None, "explainer": name}
+        about["pictures"] = len(first["labels"])
         for measure in found.measures:
             for part in ("value", "shuffled", "corrected"):
                 if measure[part] is not None:
                     metric = f"stability: {measure['measure']}" + ("" if part == "value" else f", {part}")
                     over_pairs = {"deviation": measure["deviation"]} if part == "value" and len(found.pairs) > 1 else {}
                     yield {**about, "metric": metric, "value": measure[part], **over_pairs}
-        if found.paper:
+        if found.paper and found.paper["iou"] is not None:
             yield {**about, "metric": "stability: the paper's protocol", "value": found.paper["iou"]}
 
 
@@ -280,7 +336,8 @@ def write_summary(sweep: Sweep) -> str:
 
 def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
     variants = list(sweep.variants)
-    keys = list(dict.fromkeys((row["dataset"], row["explainer"], row["metric"]) for row in rows))
+    rows = [row for row in rows if row["variant"] in variants]
+    keys = list(dict.fromkeys(_key(row) for row in rows))
     count = len({row["run"] for row in rows if row["seed"] is not None})
     paired = f" In brackets the difference to {sweep.against}, run by run, with its 95 % t-interval."
     lines = [
@@ -288,24 +345,27 @@ def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
         "Mean and standard deviation over the runs of a variant; stability over all pairs of them."
         + (paired if sweep.against else ""),
         "",
-        "| data | map | measure | " + " | ".join(variants) + " |",
-        "|---|---|---|" + "---|" * len(variants),
+        "| data | pictures | map | measure | " + " | ".join(variants) + " |",
+        "|---|---|---|---|" + "---|" * len(variants),
     ]
-    for dataset, explainer, metric in keys:
+    for key in keys:
         of_each = {
             variant: {
-                row["run"].rpartition("-")[2]: row
-                for row in rows
-                if (row["dataset"], row["explainer"], row["metric"]) == (dataset, explainer, metric)
-                and row["variant"] == variant
+                row["run"].rpartition("-")[2]: row for row in rows if _key(row) == key and row["variant"] == variant
             }
             for variant in variants
         }
         cells = [
             _cell(of_each[variant], of_each.get(sweep.against, {}), variant == sweep.against) for variant in variants
         ]
-        lines.append(f"| {dataset} | {explainer} | {metric} | " + " | ".join(cells) + " |")
+        named = " | ".join("" if part is None else str(part) for part in key)
+        lines.append(f"| {named} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes a line of the table."""
+    return row["dataset"], row["pictures"], row["explainer"], row["metric"]
 
 
 def _cell(found: Mapping[str, Mapping[str, Any]], against: Mapping[str, Mapping[str, Any]], itself: bool) -> str:
@@ -340,7 +400,7 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
 def _figure(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Error, corrected stability and faithfulness on the first test set, a dot a run, a row a variant."""
     first = next(row["dataset"] for row in rows if row["metric"] == "top1_error")
-    rows = [row for row in rows if row["dataset"] == first]
+    rows = [row for row in rows if row["dataset"] == first and row["variant"] in sweep.variants]
     panels = [
         ("top-1 error", [("", "top1_error")]),
         ("IoU of two runs' maps, corrected", [(name, "stability: iou, corrected") for name in _mapped(rows)]),

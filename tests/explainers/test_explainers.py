@@ -465,3 +465,10 @@ def test_rise_sums_in_full_precision_whatever_the_passes_are_in(models, images):
     fast = create_explainer("rise", models["plain"], count=64, precision="auto")(images, 3, raw=True)
     # Probabilities of bfloat16 passes differ by their rounding, sums of 64 of them by less.
     torch.testing.assert_close(fast, exact, rtol=2e-3, atol=2e-3 * float(exact.max()))
+
+
+def test_noise_is_each_pictures_own_and_that_of_a_seed(models, images):
+    first = create_explainer("random", models["plain"])(images, raw=True)
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(create_explainer("random", models["plain"])(images[2:3], raw=True), first[2:3])
+    assert not torch.equal(create_explainer("random", models["plain"], seed=1)(images, raw=True), first)

@@ -101,3 +101,26 @@ def test_a_mean_lies_in_its_interval_and_missing_values_do_not_count(values):
 def test_values_of_a_wrong_shape_are_refused():
     with pytest.raises(InvalidInputError, match=r"expected \(R, N\)"):
         bootstrap_mean(torch.zeros(3))
+
+
+class Scaled(nn.Module):
+    """A layer that does not know how to start again."""
+
+    def __init__(self):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.arange(8.0))
+
+
+def test_weights_of_a_layer_without_a_start_are_shuffled():
+    model = nn.Sequential(Scaled())
+    ((_, lost),) = cascading_randomisation(model, [("all", ["0"])])
+    assert lost[0].gamma.tolist() != model[0].gamma.tolist()
+    assert sorted(lost[0].gamma.tolist()) == model[0].gamma.tolist()
+
+
+def test_few_runs_that_differ_make_an_interval_as_wide_as_student_says():
+    values = torch.tensor([[0.0], [1.0]]).expand(2, 50)
+    found = bootstrap_mean(values)
+    assert found.value == pytest.approx(0.5)
+    assert found.high - found.value == pytest.approx(12.7062 * 0.7071 / 2**0.5, rel=1e-3)
+    assert bootstrap_mean(torch.tensor([[0.5], [torch.nan]])) is None

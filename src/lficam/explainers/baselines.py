@@ -1,5 +1,7 @@
 """Maps that explain nothing: what every explanation must beat."""
 
+import zlib
+
 import torch
 from torch import Tensor
 
@@ -19,11 +21,11 @@ class FeatureMean(Explainer):
 
 
 class Random(Explainer):
-    """Uniform noise on the grid of the features, the same for every picture of a seed: an explanation by dice.
+    """Uniform noise on the grid of the features, of each picture its own: an explanation by dice.
 
     Args:
         model: gives the grid.
-        seed: of the noise.
+        seed: of the noise, together with the picture's own pixels; so a map does not depend on its batch.
     """
 
     name = "random"
@@ -35,10 +37,12 @@ class Random(Explainer):
 
     def raw_maps(self, images: Tensor, class_idx: Target) -> Tensor:
         """(N, 1, h, w) in [0, 1)."""
-        height, width = self.model.forward_features(images[:1]).shape[-2:]
-        generator = torch.Generator().manual_seed(self.seed)
-        noise = torch.rand(1, 1, height, width, generator=generator).to(images.device)
-        return noise.expand(len(images), 1, height, width)
+        grid = self.model.forward_features(images[:1]).shape[-2:]
+        maps = []
+        for image in images:
+            content = zlib.crc32(image.detach().float().cpu().contiguous().numpy().tobytes())
+            maps.append(torch.rand(1, *grid, generator=torch.Generator().manual_seed(self.seed + content)))
+        return torch.stack(maps).to(images.device)
 
 
 class Centre(Explainer):

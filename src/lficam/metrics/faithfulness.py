@@ -216,7 +216,8 @@ def adcc(drop: Tensor, maps: Tensor, maps_of_masked: Tensor) -> Tensor:
     """Harmonic mean of coherency, 1 - complexity and 1 - average drop, in [0, 1]; higher is better.
 
     Source: Poppi et al. 2021, equations 4 to 8. Coherency is Pearson's correlation of the map with the map of the
-    picture multiplied by it, moved to [0, 1]; complexity the map's mean. A map of ones has complexity 1 and scores 0.
+    picture multiplied by it, moved to [0, 1]; complexity the map's mean. A map of ones has complexity 1 and scores
+    0, as does any flat map: it has no correlation.
 
     Args:
         drop: (N,), of `average_drop`.
@@ -234,8 +235,9 @@ def adcc(drop: Tensor, maps: Tensor, maps_of_masked: Tensor) -> Tensor:
 
 def _coherency(maps: Tensor, others: Tensor) -> Tensor:
     one, other = (values.flatten(1) - values.flatten(1).mean(dim=1, keepdim=True) for values in (maps, others))
-    cosine = F.cosine_similarity(one, other, dim=1)  # 0 where one of them is flat
-    return (1 + cosine) / 2
+    coherency = (1 + F.cosine_similarity(one, other, dim=1)) / 2
+    # A flat map has no correlation; half of the score for saying nothing would be too much.
+    return coherency.masked_fill(is_flat(maps) | is_flat(others), 0.0)
 
 
 def _filler(images: Tensor, fill: Fill) -> Tensor:

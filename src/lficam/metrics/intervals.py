@@ -1,8 +1,9 @@
-"""How sure a mean is: intervals that resample pictures, and runs where there are several."""
+"""How sure a mean is: intervals that resample pictures, and widen by what runs differ."""
 
 from typing import NamedTuple
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from lficam.errors import InvalidInputError
@@ -20,13 +21,14 @@ class Mean(NamedTuple):
 
 
 def bootstrap_mean(values: Tensor, seed: int = 0) -> Mean | None:
-    """The mean of (R, N) values of R runs on the same N pictures, and the percentile interval of its bootstrap.
+    """The mean of (R, N) values of R runs on the same N pictures, and its interval.
 
-    Each resample draws runs and pictures with replacement, the same pictures for every run: both are samples of what
-    might have been. One run says nothing of other runs; its interval is that of pictures alone.
+    Pictures are resampled with replacement (percentile bootstrap). Runs are too few to be resampled: their means add
+    Student's margin with R - 1 degrees of freedom, root of squares summed. One run says nothing of other runs; its
+    interval is that of pictures alone.
 
     Returns:
-        None where all values are NaN.
+        None where all values of some run are NaN.
 
     Raises:
         InvalidInputError: not (R, N).
@@ -38,23 +40,26 @@ def bootstrap_mean(values: Tensor, seed: int = 0) -> Mean | None:
         raise InvalidInputError(f"values: expected (R, N) of R runs and N pictures, got {tuple(values.shape)}.")
     values = values.double()
     missing = values.isnan()
-    if missing.all():
+    if missing.all(dim=1).any():
         return None
-    runs, pictures = values.shape
+    value = values.nanmean()
+    low, high = _over_pictures(values.nanmean(dim=0), seed)
+    between = _between_runs(values.nanmean(dim=1))
+    below, above = (((value - edge) ** 2 + between**2) ** 0.5 for edge in (low, high))
+    return Mean(float(value), float(value - below), float(value + above), float(missing.float().mean()))
+
+
+def _over_pictures(values: Tensor, seed: int) -> tuple[float, float]:
+    """The percentiles of the mean of resampled pictures."""
+    known = values[~values.isnan()]
     generator = torch.Generator().manual_seed(seed)
-    # How often each run and each picture was drawn; the mean of a resample is then a ratio of two matrix products.
-    run_weights = _draws(runs, generator)
-    picture_weights = _draws(pictures, generator)
-    sums = (run_weights @ values.nan_to_num(0.0) * picture_weights).sum(dim=1)
-    counts = (run_weights @ (~missing).double() * picture_weights).sum(dim=1)
-    means = (sums / counts)[counts > 0]
+    drawn = torch.randint(len(known), (RESAMPLES, len(known)), generator=generator)
+    means = known[drawn].mean(dim=1)
     low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
-    return Mean(float(values.nanmean()), low, high, float(missing.float().mean()))
+    return low, high
 
 
-def _draws(count: int, generator: torch.Generator) -> Tensor:
-    """(RESAMPLES, count): how often each is drawn."""
-    drawn = torch.randint(count, (RESAMPLES, count), generator=generator)
-    return torch.zeros(RESAMPLES, count, dtype=torch.float64).scatter_add_(
-        1, drawn, torch.ones(RESAMPLES, count, dtype=torch.float64)
-    )
+def _between_runs(means: Tensor) -> float:
+    """Student's margin of the mean of runs; none of a single one."""
+    runs = len(means)
+    return float(stats.t.ppf(0.975, runs - 1) * means.std() / runs**0.5) if runs > 1 else 0.0

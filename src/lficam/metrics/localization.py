@@ -136,10 +136,11 @@ def mask_iou(maps: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
 
 
 def max_box_acc(maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 0.5, 0.7), steps: int = 20) -> float:
-    """MaxBoxAccV2: for each overlap asked for, the share of boxes found at the threshold that finds most; their mean.
+    """For each overlap asked for, the share of boxes found at the threshold that finds most; their mean.
 
-    Source: Choe et al. 2020 (and its V2), with the box of the largest region at each threshold. The thresholds are
-    chosen on the very pictures that are scored, as its authors do: an upper bound; `tuned_threshold` chooses elsewhere.
+    Source: Choe et al. 2020, MaxBoxAcc, over the three overlaps of their V2. As in MaxBoxAcc a threshold gives one box,
+    that of the largest region; V2 takes the best of all regions, and more thresholds. They are chosen on the very
+    pictures that are scored, as its authors do: an upper bound; `tuned_threshold` chooses elsewhere.
 
     Args:
         maps: (N, 1, H, W) in [0, 1].
@@ -252,4 +253,4 @@ def _check_boxes(boxes: Tensor, maps: Tensor) -> Tensor:
         raise InvalidInputError(
             f"boxes: expected ({len(maps)}, 4) or ({len(maps)}, I, 4), one or some a map, got {tuple(boxes.shape)}."
         )
-    return boxes.to(maps.device, torch.float32).view(len(maps), -1, 4)
+    return boxes.to(maps.device, torch.float32).view(len(maps), 1 if boxes.ndim == 2 else boxes.shape[1], 4)

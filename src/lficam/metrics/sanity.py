@@ -16,7 +16,7 @@ def cascading_randomisation(
     """Copies of a model whose stages have lost their weights, each one more, from the head down.
 
     Source: Adebayo et al. 2018, section 3.1. The new weights are those that the layers themselves start with
-    (``reset_parameters``), batch norms lose their statistics too.
+    (``reset_parameters``), batch norms lose their statistics too; weights of layers that know no start are shuffled.
 
     Args:
         model: not changed.
@@ -38,7 +38,15 @@ def cascading_randomisation(
             torch.manual_seed(seed)
             for name in modules:
                 for layer in lost.get_submodule(name).modules():
-                    reset = getattr(layer, "reset_parameters", None)
-                    if callable(reset):
-                        reset()
+                    _lose(layer)
         yield stage, lost
+
+
+@torch.no_grad()
+def _lose(layer: nn.Module) -> None:
+    reset = getattr(layer, "reset_parameters", None)
+    if callable(reset):
+        reset()
+        return
+    for weights in layer.parameters(recurse=False):
+        weights.copy_(weights.flatten()[torch.randperm(weights.numel())].view_as(weights))
