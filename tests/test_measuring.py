@@ -202,8 +202,14 @@ def test_what_a_set_cannot_answer_is_said_or_left_out(pictures):
 def test_a_network_outside_of_its_model_cannot_lose_its_weights(pictures):
     known = digit_model("plain")
     network = known.backbone
-    # Methods of a network are functions too, and hold on to it.
-    model = lficam.wrap(network, network.forward_features, network.forward_head, method="plain", image_size=DIGIT_SIZE)
+
+    def features(images):
+        return network.forward_features(images)
+
+    def head(maps):
+        return network.forward_head(maps)
+
+    model = lficam.wrap(network, features, head, method="plain", image_size=DIGIT_SIZE)
     model.config.class_names, model.config.preprocessing = known.config.class_names, known.config.preprocessing
     with pytest.raises(InvalidInputError, match="a network outside of itself"):
         values(model.eval(), pictures, ["grad_cam"], ["sanity"])
