@@ -12,6 +12,7 @@ from lficam.data.scenes import load_scenes
 from lficam.data.transforms import normalise
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.measuring import BASELINES, MEASURES, ONES, VERSUS, Probe, Record, combine, measure, measure_run
+from lficam.measuring.measures import stages_from_the_head
 from lficam.metrics.use import SWAPS
 
 from .conftest import DIGIT_SIZE, digit_model, write_folder
@@ -218,6 +219,6 @@ def test_a_network_outside_of_its_model_cannot_lose_its_weights(pictures):
 def test_all_stages_of_a_wrapped_network_are_told_apart(pictures):
     network = lficam.create_model("resnet18", "plain", 10).backbone
     model = lficam.wrap(network, "layer4", method="plain", image_size=64)
-    names = [name for name, _ in measuring.stages_from_the_head(model)]
+    names = [name for name, _ in stages_from_the_head(model)]
     assert names[:3] == ["head", "trunk's layer4", "trunk's layer3"]
     assert len(names) == len(set(names))

@@ -1,0 +1,218 @@
+"""Models x explainers x measures -> records: one value a line, with its interval and the values of all pictures."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lficam.data.pictures import Pictures
+from lficam.errors import InvalidInputError, UnknownNameError
+from lficam.evaluation import evaluation_directory
+from lficam.explainers import EXPLAINERS
+from lficam.files import read_record, write_whole
+from lficam.measuring.measures import MEASURES
+from lficam.measuring.probe import ONES, VERSUS, Probe
+from lficam.metrics.intervals import bootstrap_mean
+from lficam.models.plain import PlainClassifier
+
+BASELINES = ("feature_mean", "centre", "random", ONES)
+# Of the record files: raised when a measure or the form of a record changes.
+_SCHEMA = 1
+# What takes seconds a run; the others are asked for by name.
+DEFAULT_EXPLAINERS = ("attention", "class_evidence", "grad_cam", *BASELINES)
+DEFAULT_MEASURES = ("patch_deletion", "average_drop", "adcc")
+
+
+@dataclass
+class Record:
+    """One value: a run, an explainer, a measure.
+
+    Attributes:
+        explainer: whose maps.
+        group: the measure by the name that asks for it.
+        metric: the value's own name; a group may give several.
+        value: the mean over the pictures; None where none could be judged or the measure does not apply.
+        low: of its 95 % interval, by resampling pictures; None for a number of the whole set.
+        high: likewise.
+        better: ``higher`` or ``lower``.
+        left_out: share of pictures that could not be judged.
+        values: one a picture, None where left out; empty for a number of the whole set.
+        note: why there is no value.
+    """
+
+    explainer: str
+    group: str
+    metric: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    better: str = "higher"
+    left_out: float = 0.0
+    values: list[float | None] = None  # type: ignore[assignment]
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        self.values = self.values or []
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, fit for JSON."""
+        return asdict(self)
+
+
+def measure(
+    model: PlainClassifier,
+    pictures: Pictures,
+    explainers: Sequence[str],
+    measures: Sequence[str],
+    known: Sequence[Record] = (),
+) -> Iterator[list[Record]]:
+    """Measure explainers on a sample of pictures: the records of one measure after the other.
+
+    Faithfulness asks about the class that the model predicts, localisation about the true one.
+
+    Args:
+        model: trained, with its preprocessing.
+        pictures: the sample.
+        explainers: names of `lficam.explainers.EXPLAINERS`, and ``class_evidence_versus`` (the predicted class and not
+            the second, or the true one and not the predicted) and ``ones`` (a map of ones).
+        measures: names of `MEASURES`.
+        known: records that are there already and are not made again.
+
+    Raises:
+        UnknownNameError: no such explainer or measure.
+        InvalidInputError: a measure of boxes on a set without, or an explainer that the model cannot carry.
+    """
+    require_known(explainers, measures)
+    _require_fit(pictures, measures)
+    done = {(record.explainer, record.group) for record in known}
+    with Probe(model, pictures) as probe:
+        for name in dict.fromkeys(explainers):
+            for group in dict.fromkeys(measures):
+                if (name, group) not in done:
+                    yield _records(probe, name, group)
+
+
+def require_known(explainers: Sequence[str], measures: Sequence[str]) -> None:
+    """Refuse names that nothing is registered under.
+
+    Raises:
+        UnknownNameError: the first of them.
+    """
+    for name in explainers:
+        if name not in (*EXPLAINERS, VERSUS, ONES):
+            raise UnknownNameError("explainer", name, [*EXPLAINERS, VERSUS, ONES])
+    for group in measures:
+        if group not in MEASURES:
+            raise UnknownNameError("metric", group, MEASURES)
+
+
+def _require_fit(pictures: Pictures, measures: Sequence[str]) -> None:
+    for group in measures:
+        if MEASURES[group].needs_boxes and pictures.boxes is None:
+            raise InvalidInputError(f"metrics: {group} needs a set that knows its objects' boxes; leave it out.")
+    if len(pictures) < 2:
+        raise InvalidInputError(f"data: expected at least two pictures, got {len(pictures)}.")
+
+
+def _records(probe: Probe, name: str, group: str) -> list[Record]:
+    of = MEASURES[group].of
+    if of == "class_targeted" and (name not in EXPLAINERS or not EXPLAINERS[name].class_targeted):
+        return [Record(name, group, group, None, note="n/a: not a map of one class asked for")]
+    if of == "attention" and (name != "attention" or probe.model.config.method == "plain"):
+        return [Record(name, group, group, None, note="n/a: no map of this model's own")]
+    return [_record(name, group, metric, values) for metric, values in MEASURES[group].ask(probe, name).items()]
+
+
+def _record(name: str, group: str, metric: str, values: Tensor) -> Record:
+    better = "higher" if metric == "average_gain" else "lower" if "agreement" in metric else MEASURES[group].better
+    if len(values) == 1:
+        alone = None if values.isnan().any() else float(values)
+        return Record(name, group, metric, alone, better=better, note="" if alone is not None else "n/a")
+    mean = bootstrap_mean(values[None])
+    if mean is None:
+        return Record(name, group, metric, None, better=better, left_out=1.0, note="n/a: no picture can be judged")
+    of_each = [None if math.isnan(value) else round(value, 5) for value in values.double().tolist()]
+    return Record(name, group, metric, mean.value, mean.low, mean.high, better, mean.left_out, of_each)
+
+
+def measure_run(
+    run: str | Path,
+    model: PlainClassifier,
+    pictures: Pictures,
+    source: str,
+    explainers: Sequence[str],
+    measures: Sequence[str],
+) -> list[Record]:
+    """`measure` with the records kept in ``RUN/evaluation/SOURCE/measures-N.jsonl`` of N pictures, and not made twice.
+
+    The file's first line says of which weights and pictures they are; records of others are made anew. Then a line a
+    measure: one that was interrupted is made again.
+
+    Returns:
+        The records asked for, in their order.
+    """
+    path = evaluation_directory(run, source) / f"measures-{len(pictures)}.jsonl"
+    names = json.dumps([pictures.names, pictures.labels.tolist()])
+    facts = {
+        "schema": _SCHEMA,
+        "source": source,
+        "pictures": len(pictures),
+        "names_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        "weights_sha256": read_record(Path(run) / "config.json").get("weights_sha256"),
+    }
+    known = _read_records(path, facts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(_line(row) for row in [facts, *map(_plain, known)]))
+    for records in measure(model, pictures, explainers, measures, [record for group in known for record in group]):
+        with path.open("a") as file:
+            file.write(_line(_plain(records)))
+        known.append(records)
+    return [
+        record for group in known for record in group if record.explainer in explainers and record.group in measures
+    ]
+
+
+def _plain(records: Sequence[Record]) -> list[dict[str, Any]]:
+    return [record.to_dict() for record in records]
+
+
+def _line(row: Any) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _read_records(path: Path, facts: Mapping[str, Any]) -> list[list[Record]]:
+    """A list a measure; none where the file is of something else. A last line that was cut short is dropped."""
+    if not path.is_file():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+        return [[Record(**row) for row in group] for group in rows[1:]] if rows and rows[0] == facts else []
+    except (ValueError, TypeError):  # damaged: measured again
+        return []
+
+
+def combine(records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
+    """Records of several runs on the same pictures as one row a value, with an interval over runs and pictures."""
+    by_key: dict[tuple[str, str], list[Record]] = {}
+    for of_run in records.values():
+        for record in of_run:
+            by_key.setdefault((record.explainer, record.metric), []).append(record)
+    rows = []
+    for (explainer, metric), found in by_key.items():
+        row: dict[str, Any] = {"explainer": explainer, "metric": metric, "better": found[0].better, "runs": len(found)}
+        values = [[torch.nan if value is None else value for value in record.values] for record in found]
+        judged = [record.value for record in found if record.value is not None]
+        mean = bootstrap_mean(torch.tensor(values)) if all(values) else None
+        if mean is not None:
+            row |= {"value": mean.value, "low": mean.low, "high": mean.high, "left_out": mean.left_out}
+        else:
+            row |= {"value": sum(judged) / len(judged) if judged else None, "low": None, "high": None}
+            row["left_out"] = 0.0 if judged else 1.0
+        rows.append({**row, "note": found[0].note})
+    return rows
