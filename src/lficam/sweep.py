@@ -166,7 +166,7 @@ def _check(sweep: Sweep) -> None:
 
 
 def run_sweep(sweep: Sweep, runs: str | Path) -> None:
-    """Train and measure what has no records yet, run by run over all variants, then compare the maps of the runs.
+    """Train and measure what has no records yet, run by run over all variants, and compare the maps of the runs.
 
     A run with records of the same settings and measures is done, whether its weights are still there or not. Others are
     trained in ``runs``, where a finished one is not trained again and a stopped one goes on after its last epoch.
@@ -180,12 +180,16 @@ def run_sweep(sweep: Sweep, runs: str | Path) -> None:
                 found = [{**row, "plan": plan} for row in _run(sweep, variant, run, Path(runs))]
                 rows = [row for row in rows if row["run"] != name] + found
                 _write(sweep.records_file, rows)
-    for variant in sweep.variants:
-        compared = list(_stability(sweep, variant, rows))
-        if compared:  # else the maps are gone, and what was found with them stays
-            rows = [row for row in rows if row["variant"] != variant or not row["metric"].startswith("stability")]
-            rows += compared
-    _write(sweep.records_file, rows)
+            rows = _with_stability(sweep, variant, rows)
+            _write(sweep.records_file, rows)
+
+
+def _with_stability(sweep: Sweep, variant: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, with the variant's stability over the runs so far; where maps are gone, what was found with them."""
+    compared = list(_stability(sweep, variant, rows))
+    if not compared:
+        return rows
+    return [row for row in rows if row["variant"] != variant or not row["metric"].startswith("stability")] + compared
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
