@@ -405,33 +405,33 @@ def _figure(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Error, corrected stability and faithfulness on the first test set, a dot a run, a row a variant."""
     first = next(row["dataset"] for row in rows if row["metric"] == "top1_error")
     rows = [row for row in rows if row["dataset"] == first and row["variant"] in sweep.variants]
+    variants, explainers = list(sweep.variants), list(dict.fromkeys((*_mapped(rows), *BASELINES)))
     panels = [
-        ("top-1 error", [("", "top1_error")]),
-        ("IoU of two runs' maps, corrected", [(name, "stability: iou, corrected") for name in _mapped(rows)]),
-        (
-            "correlation with what a patch's loss costs",
-            [(name, "patch_deletion") for name in (*_mapped(rows), *BASELINES)],
-        ),
+        ("top-1 error", "top1_error", [""]),
+        ("IoU of two runs' maps, corrected", "stability: iou, corrected", explainers),
+        ("correlation with what a patch's loss costs", "patch_deletion", explainers),
     ]
-    panels = [panel for panel in panels if any((row["explainer"], row["metric"]) in panel[1] for row in rows)]
-    variants = list(sweep.variants)
-    figure = Figure(figsize=(4.6 * len(panels), 1.4 + 0.5 * len(variants)), dpi=130, layout="constrained")
-    for column, (title, keys) in enumerate(panels):
+    panels = [panel for panel in panels if any(row["metric"] == panel[1] for row in rows)]
+    figure = Figure(figsize=(4.6 * len(panels), 1.8 + 0.55 * len(variants)), dpi=130, layout="constrained")
+    for column, (title, metric, names) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), column + 1)
-        for number, (explainer, metric) in enumerate(keys):
-            found = [row for row in rows if (row["explainer"], row["metric"]) == (explainer, metric)]
-            places = [variants.index(row["variant"]) + 0.09 * (number - (len(keys) - 1) / 2) for row in found]
-            if found:
-                axes.plot(
-                    [row["value"] for row in found], places, "o", markersize=4, alpha=0.8, label=explainer or None
-                )
+        for number, name in enumerate(names):
+            found = [row for row in rows if (row["metric"], row["explainer"]) == (metric, name)]
+            places = [variants.index(row["variant"]) + 0.12 * (number - (len(names) - 1) / 2) for row in found]
+            values = [row["value"] for row in found]
+            colour = f"C{explainers.index(name)}" if name else "black"
+            axes.plot(values, places, "o", color=colour, markersize=4, label=name if found else None)
         axes.set_title(title, fontsize=10)
         axes.set_yticks(range(len(variants)), variants if column == 0 else [""] * len(variants))
         axes.set_ylim(len(variants) - 0.5, -0.5)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.3)
-        if len(keys) > 1:
-            axes.legend(fontsize=7, frameon=False)
+    handles, labels = figure.axes[-1].get_legend_handles_labels()
+    named = [(handle, label) for handle, label in zip(handles, labels, strict=True) if label]
+    if named:
+        figure.legend(
+            *zip(*named, strict=True), loc="outside lower center", ncols=len(named), frameon=False, fontsize=8
+        )
     return figure
 
 
