@@ -120,7 +120,9 @@ def audit(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str
         verdicts += [_against_baselines(values, name, metric) for name in own]
     verdicts += [_from_the_weights(values, name) for name in own]
     if len(models) > 1:
-        verdicts += [_stable(models, drawn, source, name) for name in own if name != VERSUS]
+        judged = [name for name in own if name != VERSUS]
+        rows = {of: measure_stability(models, drawn, source, of).measures[0] for of in (*judged, "feature_mean")}
+        verdicts += [_stable(name, rows[name], rows["feature_mean"]) for name in judged]
     facts = {
         "source": source,
         "runs": list(models),
@@ -194,9 +196,8 @@ def _from_the_weights(values: Mapping[tuple[str, str], Tensor], name: str) -> Ve
     return Verdict(claim, name, word, kept.value, kept.low, kept.high, reason)
 
 
-def _stable(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str, name: str) -> Verdict:
+def _stable(name: str, own: Mapping[str, Any], trivial: Mapping[str, Any]) -> Verdict:
     """Ahead of chance, and of the channel mean? The intervals are over pictures; runs enter as pairs only."""
-    own, trivial = (measure_stability(models, pictures, source, of).measures[0] for of in (name, "feature_mean"))
     claim, margin = "is the same in another training run", MARGINS["stability"]
     if own["corrected"] is None or trivial["corrected"] is None:
         reason = "nothing to compare: maps are flat, never change, or no class has two pictures"

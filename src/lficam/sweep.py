@@ -21,7 +21,7 @@ from lficam.data.pictures import Pictures
 from lficam.data.sources import load_source
 from lficam.device import resolve_device
 from lficam.errors import InvalidInputError, RunError, UnknownNameError
-from lficam.evaluation import Subject, carried, evaluate_run
+from lficam.evaluation import Subject, carried, evaluate, evaluation_directory
 from lficam.explainers import EXPLAINERS, create_explainer
 from lficam.files import write_whole
 from lficam.measuring import BASELINES, measure_run, require_known
@@ -179,9 +179,8 @@ def run_sweep(sweep: Sweep, runs: str | Path) -> None:
                 print(f"{sweep.name}: {variant}, run {run + 1} of {len(sweep.runs)}", flush=True)
                 found = [{**row, "plan": plan} for row in _run(sweep, variant, run, Path(runs))]
                 rows = [row for row in rows if row["run"] != name] + found
+                rows = _with_stability(sweep, variant, rows)
                 _write(sweep.records_file, rows)
-            rows = _with_stability(sweep, variant, rows)
-            _write(sweep.records_file, rows)
 
 
 def _with_stability(sweep: Sweep, variant: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -228,12 +227,15 @@ def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str,
     }
     for metric, value in _of_training(trained):
         yield {**common, "dataset": "training", "pictures": None, "explainer": "", "metric": metric, "value": value}
-    for source in sweep.tests or [recipe.data]:
-        for row in _of_test(sweep, trained, source):
+    tests = sweep.tests or [recipe.data]
+    needed = dict.fromkeys([*tests, *([recipe.data] if sweep.stability else [])])
+    sets = {source: load_source(source, recipe.image_size, with_train=False).test for source in needed}
+    for source in tests:
+        for row in _of_test(sweep, trained, sets[source], source):
             yield {**common, "dataset": sweep.dataset(source), **row}
     if sweep.stability:
-        pictures = load_source(recipe.data, recipe.image_size, with_train=False).test
-        _keep_maps(sweep, trained.model, pictures.sample(sweep.stability["pictures"]), _maps_file(sweep, variant, run))
+        drawn = sets[recipe.data].sample(sweep.stability["pictures"])
+        _keep_maps(sweep, trained.model, drawn, _maps_file(sweep, variant, run))
 
 
 def _of_training(run: Run) -> Iterator[tuple[str, float]]:
@@ -245,10 +247,9 @@ def _of_training(run: Run) -> Iterator[tuple[str, float]]:
         yield f"{part} after epoch {int(row['epoch']) + 1}", float(row[part])
 
 
-def _of_test(sweep: Sweep, run: Run, source: str) -> Iterator[dict[str, Any]]:
+def _of_test(sweep: Sweep, run: Run, pictures: Pictures, source: str) -> Iterator[dict[str, Any]]:
     """Explainer, metric, value and interval of all that is measured on a test set."""
-    evaluation = evaluate_run(run.directory, run.model, source).to_dict()
-    pictures = load_source(source, run.model.config.required_preprocessing().size, with_train=False).test
+    evaluation = evaluate(run.model, pictures, source, evaluation_directory(run.directory, source)).to_dict()
     everything = {"pictures": len(pictures)}
     sizes = {name: evaluation["facts"][name] for name in ("parameters", "multiply_adds")}
     for metric, value in {**evaluation["classification"], **sizes}.items():

@@ -51,6 +51,11 @@ class Probe:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
     @cached_property
     def logits(self) -> Tensor:
         """(N, C), the model's answers."""
@@ -84,8 +89,7 @@ class Probe:
 
     def _logit_and_margin(self, part: slice, classify: Classifier) -> Classifier:
         """Pictures (n, 3, H, W) to (n, 2): the predicted class's logit, and what it is above the second's."""
-        device = next(self.model.parameters()).device
-        asked, other = self.predicted[part].to(device)[:, None], self.runner_up[part].to(device)[:, None]
+        asked, other = (classes[part].to(self.device)[:, None] for classes in (self.predicted, self.runner_up))
 
         def both(pictures: Tensor) -> Tensor:
             logits = classify(pictures)
@@ -105,7 +109,7 @@ class Probe:
 
     def probability(self, part: slice, classify: Classifier) -> Classifier:
         """Pictures to the probability of the class that the whole picture was taken for."""
-        asked = self.predicted[part].to(next(self.model.parameters()).device)[:, None]
+        asked = self.predicted[part].to(self.device)[:, None]
         return lambda pictures: classify(pictures).softmax(dim=1).gather(1, asked)[:, 0]
 
     def side_by_side(self, grid: Tensor) -> Tensor:
@@ -117,8 +121,7 @@ class Probe:
         preprocessing = self.subject.preprocessing
         images = self.pictures.prepared(grid.tolist(), preprocessing)
         rows = [torch.cat(list(row), dim=2) for row in images.split(GRID)]
-        device = next(self.model.parameters()).device
-        picture = normalise(torch.cat(rows, dim=1)[None].to(device), preprocessing)
+        picture = normalise(torch.cat(rows, dim=1)[None].to(self.device), preprocessing)
         try:
             with torch.inference_mode():
                 self.model(picture)
