@@ -103,6 +103,8 @@ def test_attend_is_equation_10():
     for k in range(3):
         expected = features[:, k] + attention[:, 0] * features[:, k]
         torch.testing.assert_close(LF.attend(features, attention)[:, k], expected)
+        product = attention[:, 0] * features[:, k]
+        torch.testing.assert_close(LF.attend(features, attention, "product")[:, k], product)
 
 
 def test_linear_logits_is_pooling_then_a_linear_layer():

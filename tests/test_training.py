@@ -126,6 +126,19 @@ def test_fit_trains_in_training_mode_and_frozen_batch_norm_stays(folder, tmp_pat
     assert (norm.weight == 1).all()
 
 
+def test_a_frozen_fin_keeps_its_random_weights_and_the_rest_learns(folder, tmp_path):
+    short, longer = (
+        fit(small_recipe(f"folder:{folder}", freeze="fin", epochs=epochs), tmp_path / str(epochs)).model
+        for epochs in (1, 2)
+    )
+    for name, tensor in longer.fin.state_dict().items():
+        assert torch.equal(tensor, short.fin.state_dict()[name]), name
+    assert (longer.fin.layers[1].running_mean == 0).all()
+    assert not torch.equal(longer.linear_head.weight, short.linear_head.weight)
+    with pytest.raises(InvalidInputError, match="freeze: this model has no FIN"):
+        small_recipe("folder:x", freeze="fin", model=ModelOptions(method="plain")).check()
+
+
 def test_two_processes_reach_the_weights_of_one(folder, tmp_path):
     # A small rate: batch norm that never normalises lets a fresh net grow fast.
     settings = {"freeze": "batch_norm", "augmentation": "crop_flip", "epochs": 2, "batch_size": 8, "lr": 1e-4}

@@ -9,13 +9,15 @@ maps, all-zero images and one-pixel grids.
 import contextlib
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lficam.errors import InvalidInputError
+
+Mechanism = Literal["residual", "product"]
 
 R = TypeVar("R")
 
@@ -199,12 +201,13 @@ def masked_features(features: Tensor, grey: Tensor) -> Tensor:
 
 
 @full_precision
-def fin_input(images: Tensor, features: Tensor) -> Tensor:
+def fin_input(images: Tensor, features: Tensor, grey_mask: bool = True) -> Tensor:
     """Equations 5 and 6 in a row: what the FIN sees.
 
     Args:
         images: (N, 3, H, W), as the network receives them.
         features: (N, K, h, w).
+        grey_mask: without it s(F_k) alone, not multiplied with the image (an ablation).
 
     Returns:
         (N, K, h, w).
@@ -212,6 +215,8 @@ def fin_input(images: Tensor, features: Tensor) -> Tensor:
     >>> fin_input(torch.ones(1, 3, 8, 8), torch.tensor([[[[0.0, 4.0]]]])).tolist()
     [[[[0.0, 1.0]]]]
     """
+    if not grey_mask:
+        return min_max(features)
     return masked_features(features, grey_image(images, (features.shape[-2], features.shape[-1])))
 
 
@@ -255,20 +260,21 @@ def first_guess_importance(features: Tensor, weight: Tensor, bias: Tensor | None
 
 
 @full_precision
-def attend(features: Tensor, attention: Tensor) -> Tensor:
+def attend(features: Tensor, attention: Tensor, mechanism: Mechanism = "residual") -> Tensor:
     """Equation 10: F' = (1 + L) (x) F, the attention mechanism of ABN and LFI-CAM.
 
     Args:
         features: (N, K, h, w).
         attention: (N, 1, h, w) in [0, 1].
+        mechanism: ``residual`` is equation 10; ``product`` is F' = L (x) F, ABN's other form (an ablation).
 
     Returns:
-        (N, K, h, w); equal to ``features`` where the attention is zero.
+        (N, K, h, w); where the attention is zero equal to ``features``, with ``product`` zero.
 
     >>> attend(torch.tensor([[[[2.0, 2.0]]]]), torch.tensor([[[[0.0, 1.0]]]])).tolist()
     [[[[2.0, 4.0]]]]
     """
-    return (1 + attention) * features
+    return (attention if mechanism == "product" else 1 + attention) * features
 
 
 @full_precision

@@ -430,6 +430,8 @@ def _set_modes(model: PlainClassifier, recipe: Recipe) -> None:
                 module.eval().requires_grad_(False)
     if recipe.freeze == "backbone":
         freeze_backbone(model)
+    if recipe.freeze == "fin":
+        model.fin.eval().requires_grad_(False)
 
 
 def _trainer(recipe: Recipe, directory: Path, validated: bool) -> tuple[pl.Trainer, ModelCheckpoint, TrainingProgress]:

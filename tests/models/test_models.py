@@ -19,6 +19,7 @@ MODELS = {
     "lfi resnet scores": ("cifar_resnet20", {"method": "lfi", "importance": "scores"}),
     "lfi resnet relu": ("cifar_resnet20", {"method": "lfi", "fin": "conv3x3_relu"}),
     "lfi resnet pointwise": ("cifar_resnet20", {"method": "lfi", "fin": "pointwise"}),
+    "lfi resnet product": ("cifar_resnet20", {"method": "lfi", "mechanism": "product", "temperature": 0.1}),
     "lfi resnet uniform": ("cifar_resnet20", {"method": "lfi", "fin": "uniform"}),
     "lfi resnet first guess": ("cifar_resnet20", {"method": "lfi", "fin": "first_guess"}),
     "abn resnet": ("cifar_resnet20", {"method": "abn"}),
@@ -400,6 +401,40 @@ def test_importance_is_the_softmax_of_the_pooled_scores_or_the_scores():
     assert (plain >= 0).all()
     torch.testing.assert_close(plain, scores.layers(masked).flatten(2).mean(dim=2))
     torch.testing.assert_close(softmax(masked), plain.exp() / plain.exp().sum(dim=1, keepdim=True))
+
+
+def test_a_temperature_divides_the_scores():
+    torch.manual_seed(0)
+    usual, cold = (FeatureImportanceNetwork(4, temperature=value).eval() for value in (1.0, 0.1))
+    cold.load_state_dict(usual.state_dict())
+    masked = torch.randn(2, 4, 5, 5)
+    logarithms = usual(masked).log()
+    torch.testing.assert_close(cold(masked), (10 * (logarithms - logarithms[:, :1])).softmax(dim=1))
+    with pytest.raises(InvalidInputError, match="temperature: expected more than 0, got 0"):
+        lficam.create_model("cifar_resnet20", temperature=0)
+
+
+def test_without_the_grey_mask_the_fin_sees_the_features_alone():
+    torch.manual_seed(0)
+    model = lficam.create_model("cifar_resnet20", grey_mask=False).eval()
+    images = torch.randn(2, 3, 16, 16)
+    features = model.forward_features(images)
+    torch.testing.assert_close(model.explain(images).importance, model.fin(LF.min_max(features)))
+
+
+def test_the_product_leaves_nothing_where_the_map_is_zero():
+    torch.manual_seed(0)
+    model = lficam.create_model("cifar_resnet20", num_classes=7, mechanism="product").eval()
+    images = torch.randn(2, 3, 16, 16)
+    prediction, features = model.explain(images, 3), model.forward_features(images)
+    logits = model.linear_head((prediction.attention * features).mean(dim=(2, 3)))
+    torch.testing.assert_close(prediction.logits, logits)
+    torch.testing.assert_close(model.answer_with(images, prediction.attention), logits)
+    control = model.with_uniform_importance()
+    mean = LF.min_max(features.mean(dim=1, keepdim=True))
+    torch.testing.assert_close(control(images), model.linear_head((mean * features).mean(dim=(2, 3))))
+    with pytest.raises(UnknownNameError, match="unknown mechanism 'sum'"):
+        lficam.create_model("cifar_resnet20", mechanism="sum")
 
 
 def test_all_zero_scores_give_a_flat_map_and_unchanged_features():

@@ -77,7 +77,7 @@ def create_model(
         backbone_args: arguments of the trunk, such as ``{"block": "bottleneck"}``, or ``{"output_stride": 16}`` for a
             14 x 14 grid at 224 pixels.
         pretrained: the trunk starts from timm's weights, which are downloaded; what the method adds is random.
-        options: of the method; ``lfi`` takes ``fin``, ``importance`` and ``attend_at``.
+        options: of the method; ``lfi`` takes those of `LFIClassifier`.
 
     Raises:
         UnknownNameError: no such backbone, method, fin or importance.

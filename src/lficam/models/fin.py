@@ -5,7 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lficam.errors import UnknownNameError
+from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.models.blocks import init_weights
 
 FinName = Literal["conv3x3", "conv3x3_relu", "pointwise", "uniform", "first_guess"]
@@ -54,23 +54,34 @@ class FeatureImportanceNetwork(nn.Module):
         name: which layers.
         importance: ``softmax`` over the K scores (the authors' code; positive, sums to 1), or ``scores``, the scores
             themselves (the letter of equations 7-8; zero or more, all zero gives a flat map).
+        temperature: what the scores are divided by before the softmax, above 0; below 1 the weights differ more.
 
     Raises:
         UnknownNameError: no such layers or importance.
+        InvalidInputError: a temperature of zero or less.
 
     >>> FeatureImportanceNetwork(64)(torch.zeros(2, 64, 8, 8)).sum(dim=1).tolist()
     [1.0, 1.0]
     """
 
-    def __init__(self, channels: int, name: FinName = "conv3x3", importance: ImportanceName = "softmax") -> None:
+    def __init__(
+        self,
+        channels: int,
+        name: FinName = "conv3x3",
+        importance: ImportanceName = "softmax",
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__()
         if importance not in get_args(ImportanceName):
             raise UnknownNameError("importance", importance, get_args(ImportanceName))
+        if not temperature > 0:
+            raise InvalidInputError(f"temperature: expected more than 0, got {temperature}.")
         self.layers = nn.Sequential(*_layers(name, channels))
         self.importance = importance
+        self.temperature = temperature
         init_weights(self)
 
     def forward(self, masked: Tensor) -> Tensor:
         """Equations 7-8: (N, K, h, w) to (N, K), pooled in float32 or wider."""
         scores = self.layers(masked).mean(dim=(2, 3), dtype=torch.promote_types(masked.dtype, torch.float32))
-        return scores.softmax(dim=1) if self.importance == "softmax" else scores
+        return (scores / self.temperature).softmax(dim=1) if self.importance == "softmax" else scores

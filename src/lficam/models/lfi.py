@@ -1,11 +1,13 @@
 """LFI-CAM: the steps of the paper's Figure 2, in its order."""
 
+from typing import get_args
+
 import torch
 from torch import Tensor, nn
 
 from lficam import functional as LF
 from lficam.contract import ClassIndex, Prediction
-from lficam.errors import InvalidInputError
+from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.models.backbones import Backbone, cut_at, cut_network
 from lficam.models.fin import FeatureImportanceNetwork, FinName, ImportanceName
 from lficam.models.plain import Attended, PlainClassifier
@@ -26,6 +28,9 @@ class LFIClassifier(PlainClassifier):
             convolutional layer"), such as ``layer3``; None: the last map, from which the attention always comes. What
             lies behind the stage then runs twice, first without and then with the attention: it costs as much again,
             and in training its batch norms see both passes, so that their running statistics are a mean of the two.
+        grey_mask: whether the FIN sees the features under the grey image (equation 6) or the features alone.
+        mechanism: ``residual`` (equation 10) or ``product``, see `lficam.functional.attend`.
+        temperature: of the softmax, see `FeatureImportanceNetwork`.
 
     >>> import lficam
     >>> model = lficam.create_model("cifar_resnet20", method="lfi").eval()
@@ -40,13 +45,20 @@ class LFIClassifier(PlainClassifier):
         fin: FinName = "conv3x3",
         importance: ImportanceName = "softmax",
         attend_at: str | None = None,
+        grey_mask: bool = True,
+        mechanism: LF.Mechanism = "residual",
+        temperature: float = 1.0,
     ) -> None:
         super().__init__(backbone)
+        if mechanism not in get_args(LF.Mechanism):
+            raise UnknownNameError("mechanism", mechanism, get_args(LF.Mechanism))
+        self._grey_mask = grey_mask
+        self._mechanism = mechanism
         self._attend_at = attend_at
         self._cut = cut_at(backbone, attend_at) if attend_at else None
         self.fin_name = fin
         without = fin in ("uniform", "first_guess")
-        self.fin = None if without else FeatureImportanceNetwork(backbone.num_features, fin, importance)
+        self.fin = None if without else FeatureImportanceNetwork(backbone.num_features, fin, importance, temperature)
         if fin == "first_guess" and self.linear_head is None:
             raise InvalidInputError(
                 "fin: first_guess reads the rows of one linear layer behind global average pooling, and this trunk has "
@@ -55,7 +67,7 @@ class LFIClassifier(PlainClassifier):
 
     def with_uniform_importance(self) -> "LFIClassifier":
         """The same weights with w = 1/K in place of the FIN: a control. It shares this model's trunk and its mode."""
-        control = LFIClassifier(self.backbone, fin="uniform", attend_at=self._attend_at)
+        control = LFIClassifier(self.backbone, fin="uniform", attend_at=self._attend_at, mechanism=self._mechanism)
         control.config = self.config
         control.training = self.training
         return control
@@ -65,7 +77,7 @@ class LFIClassifier(PlainClassifier):
         if self._cut is not None:
             return Attended(features)
         attention, importance = self._attention(features, images)
-        return Attended(LF.attend(features, attention), attention, importance)
+        return Attended(LF.attend(features, attention, self._mechanism), attention, importance)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to the last map (N, K, h, w); with `attend_at` attended on the way."""
@@ -82,7 +94,8 @@ class LFIClassifier(PlainClassifier):
     def answer_with(self, images: Tensor, attention: Tensor) -> Tensor:
         """Logits (N, C) with another map (N, 1, h, w) in place of the model's own: what a swap test asks."""
         if self._cut is None:
-            return self._head(self._pre_pool(LF.attend(self.forward_features(images), attention)))
+            attended = LF.attend(self.forward_features(images), attention, self._mechanism)
+            return self._head(self._pre_pool(attended))
         network = cut_network(self.backbone)
         return self._head(self._pre_pool(self._resume(network, self._cut.run(0, network, images), attention)))
 
@@ -99,7 +112,7 @@ class LFIClassifier(PlainClassifier):
         """The early map (N, K', h', w'), amplified by the map of the last, through the rest of the trunk."""
         assert self._cut is not None
         resized = LF.upsample(attention, (early.shape[-2], early.shape[-1]))
-        return self._cut.run(1, network, LF.attend(early, resized).to(early.dtype))
+        return self._cut.run(1, network, LF.attend(early, resized, self._mechanism).to(early.dtype))
 
     def _attention(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Equations 5 to 9: the map (N, 1, h, w), min-max normalised, and the weights (N, K) that made it."""
@@ -115,4 +128,4 @@ class LFIClassifier(PlainClassifier):
             count, channels = features.shape[:2]
             dtype = torch.promote_types(features.dtype, torch.float32)
             return torch.full((count, channels), 1 / channels, device=features.device, dtype=dtype)
-        return self.fin(LF.fin_input(images, features).to(features.dtype))
+        return self.fin(LF.fin_input(images, features, self._grey_mask).to(features.dtype))

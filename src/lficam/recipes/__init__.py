@@ -23,6 +23,9 @@ class ModelOptions:
             from the classifier's own rows.
         importance: LFI-CAM's weights: softmax of the FIN's scores, or the scores.
         attend_at: the stage that LFI-CAM's map amplifies, such as layer3; empty is the last map.
+        grey_mask: LFI-CAM's FIN sees the features under the grey image, as in the paper.
+        mechanism: residual is the paper's F' = (1 + L) F, product F' = L F.
+        temperature: of LFI-CAM's softmax; below 1 the weights differ more.
         pretrained: start the trunk from timm's weights, which are downloaded.
         backbone_args: arguments of the trunk, such as {block: bottleneck}, {output_stride: 16} or, for your own,
             {features: layer4}.
@@ -33,15 +36,20 @@ class ModelOptions:
     fin: Literal["conv3x3", "conv3x3_relu", "pointwise", "uniform", "first_guess"] = "conv3x3"
     importance: Literal["softmax", "scores"] = "softmax"
     attend_at: str = ""
+    grey_mask: bool = True
+    mechanism: Literal["residual", "product"] = "residual"
+    temperature: float = 1.0
     pretrained: bool = False
     backbone_args: dict = field(default_factory=dict)
 
-    def method_options(self) -> dict[str, str]:
+    def method_options(self) -> dict[str, Any]:
         """The options that the chosen method takes."""
         if self.method != "lfi":
             return {}
-        stage = {"attend_at": self.attend_at} if self.attend_at else {}
-        return {"fin": self.fin, "importance": self.importance, **stage}
+        defaults = ModelOptions()
+        rare = ("attend_at", "grey_mask", "mechanism", "temperature")
+        changed = {name: getattr(self, name) for name in rare if getattr(self, name) != getattr(defaults, name)}
+        return {"fin": self.fin, "importance": self.importance, **changed}
 
 
 @dataclass
@@ -72,7 +80,7 @@ class Recipe:
         init_from: a run whose trunk and head the training starts from, and with the same method all its weights;
             empty is random weights.
         freeze: batch_norm keeps every batch norm as it is, in evaluation mode; backbone all of the trunk but its last
-            linear layer.
+            linear layer; fin the Feature Importance Network, as a control with random weights.
         precision: auto is bfloat16 autocast where the machine has it natively, else float32.
         device: auto, cpu, cuda or mps.
         devices: processes, each on a device of its own.
@@ -99,7 +107,7 @@ class Recipe:
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
     init_from: str = ""
-    freeze: Literal["none", "batch_norm", "backbone"] = "none"
+    freeze: Literal["none", "batch_norm", "backbone", "fin"] = "none"
     precision: Literal["auto", "32", "bf16"] = "auto"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int = 1
@@ -132,13 +140,17 @@ class Recipe:
             "devices": self.devices >= 1,
             "workers": self.workers >= 0,
             "std": min(self.std) > 0,
+            "temperature": self.model.temperature > 0,
         }
+        given = vars(self.model) | vars(self)
         for name, holds in bounds.items():
             if not holds:
-                raise InvalidInputError(f"{name}: got {getattr(self, name)}, out of range; see lficam train --help.")
+                raise InvalidInputError(f"{name}: got {given[name]}, out of range; see lficam train --help.")
         own = ":" in self.model.backbone  # the user's factory may load weights itself
         if self.freeze == "backbone" and not (self.init_from or self.model.pretrained or own):
             raise InvalidInputError("freeze: backbone would keep random weights; give --init-from RUN or --pretrained.")
+        if self.freeze == "fin" and (self.model.method != "lfi" or self.model.fin in ("uniform", "first_guess")):
+            raise InvalidInputError("freeze: this model has no FIN to freeze; choose method lfi and a fin with layers.")
         if not self.data:
             raise InvalidInputError("data: no source given; pass --data, such as --data folder:PATH.")
 
