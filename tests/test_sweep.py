@@ -3,12 +3,16 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 
+import lficam
 from lficam.cli import main
 from lficam.errors import InvalidInputError, RunError
-from lficam.sweep import paired_interval, read_sweep, run_sweep
+from lficam.sweep import draw_panels, paired_interval, read_sweep, run_sweep
 
 PLAN = {
     "recipe": "RECIPE",
@@ -16,7 +20,13 @@ PLAN = {
     "runs": [{"seed": 0}, {"seed": 1}],
     "against": "w = 1/K",
     "measure": [{"explainers": ["attention", "centre"], "metrics": ["average_drop"], "pictures": 6}],
-    "stability": {"explainers": ["attention"], "pictures": 6},
+    "stability": {"explainers": ["attention", "class_evidence"], "pictures": 6},
+    "panels": {
+        "figure-5": {
+            "pictures": 3,
+            "columns": [{"variant": "w = 1/K", "map": "attention"}, {"variant": "LFI-CAM", "map": "class_evidence"}],
+        }
+    },
 }
 SMALL = {
     "epochs": 1,
@@ -55,7 +65,8 @@ def test_records_say_what_made_them(swept):
         )
         assert row["seconds"] >= 0
         assert row["dataset"] in ("training", "folder:small")
-    (iou,) = [row for row in rows if row["metric"] == "stability: iou" and row["variant"] == "LFI-CAM"]
+    about = ("stability: iou", "LFI-CAM", "attention")
+    (iou,) = [row for row in rows if (row["metric"], row["variant"], row.get("explainer")) == about]
     assert iou["run"] == "lfi-cam-0 and lfi-cam-1"
     assert any(row["metric"] == "stability: the paper's protocol" for row in rows)
     curve = [row["value"] for row in rows if row["metric"] == "val_accuracy after epoch 1"]
@@ -69,7 +80,8 @@ def test_table_and_figure_come_from_the_records(swept):
     errors = [row["value"] for row in rows_of(home) if row["metric"] == "top1_error" and row["variant"] == "LFI-CAM"]
     line = next(line for line in table.splitlines() if "| top1_error |" in line)
     assert f"{sum(errors) / 2:.3f} ±" in line
-    assert (home / "summary.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("summary.png", "curves.png", "figure-5.png"):
+        assert (home / name).read_bytes().startswith(b"\x89PNG")
     shutil.copytree(home, home.parent / "copy", dirs_exist_ok=True)
     assert main(["sweep", str(home.parent / "copy" / "sweep.yaml"), "--runs", "nowhere", "--only-tables", "true"]) == 0
     assert (home.parent / "copy" / "table.md").read_text().splitlines()[2:] == table.splitlines()[2:]
@@ -83,7 +95,7 @@ def test_it_goes_on_from_its_records_when_the_runs_are_gone(swept, folder, monke
     kept = [row for row in before if row["run"] != "w-1-k-1"]
     (copy / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     trained = []
-    from lficam import sweep as room
+    from lficam.sweep import running as room
 
     fit = room.fit
     monkeypatch.setattr(room, "fit", lambda recipe, out: trained.append(out.name) or fit(recipe, out))
@@ -109,7 +121,7 @@ def test_other_settings_are_another_run_and_stability_survives_the_loss_of_maps(
     run_sweep(read_sweep(copy / "sweep.yaml", f"folder:{folder}"), runs)
     assert rows_of(copy) == rows_of(home)
     (copy / "sweep.yaml").write_text(yaml.safe_dump({**plan, "runs": [{"seed": 0}, {"seed": 1, "lr": 0.02}]}))
-    from lficam import sweep as room
+    from lficam.sweep import running as room
 
     trained, fit = [], room.fit
     monkeypatch.setattr(room, "fit", lambda recipe, out: trained.append(out.name) or fit(recipe, out))
@@ -133,14 +145,57 @@ def test_other_settings_are_another_run_and_stability_survives_the_loss_of_maps(
         ({"variants": {"a": {"epoch": 1}}, "against": ""}, "settings that no recipe has"),
         ({"against": "nobody"}, "against 'nobody' is none of"),
         ({"seeds": 3}, "expected recipe, variants, runs"),
+        ({"panels": {"a": {"pictures": 3}}}, "panel a needs pictures"),
+        ({"panels": {"a": {"pictures": 3, "columns": ["LFI-CAM"]}}}, "a column of panel a needs variant and map"),
+        ({"panels": {"a": {"pictures": 3, "columns": [{"variant": "LFI-CAM", "map": "cam"}]}}}, "shows cam of LFI-CAM"),
+        (
+            {"panels": {"a": {"pictures": 3, "columns": [{"variant": "LFI-CAM", "map": "attention", "run": 2}]}}},
+            "shows run 2 of 2",
+        ),
         ({"variants": {"a, b": {}, "a b": {}}, "against": ""}, "would share a directory"),
     ],
 )
 def test_a_wrong_file_is_refused_before_the_work(swept, tmp_path, change, message):
     plan = yaml.safe_load((swept[0] / "sweep.yaml").read_text())
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**plan, **change}))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**plan, "panels": {}, **change}))
     with pytest.raises(InvalidInputError, match=message):
         read_sweep(tmp_path / "sweep.yaml")
+
+
+def test_a_panel_shows_the_kept_map_of_its_column(swept, folder):
+    home, _ = swept
+    pixels = np.asarray(Image.open(home / "figure-5.png").convert("RGB")).astype(int)
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
+    copy = home.parent / "no-maps"
+    shutil.copytree(home, copy)
+    (copy / "maps" / "w-1-k-0.npz").unlink()
+    with pytest.raises(RunError, match="shows attention of w = 1/K"):
+        draw_panels(read_sweep(copy / "sweep.yaml", f"folder:{folder}"))
+
+
+def test_a_variant_starts_from_the_run_of_another(folder, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**SMALL, "data": f"folder:{folder}"}))
+    plan = {
+        "recipe": str(tmp_path / "recipe.yaml"),
+        "variants": {
+            "FIN added": {"freeze": "backbone", "init_from": "plain"},
+            "plain": {"model": {"method": "plain"}},
+        },
+        "runs": [{"seed": 0}],
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(plan))
+    sweep = read_sweep(tmp_path / "sweep.yaml", f"folder:{folder}")
+    run_sweep(sweep, tmp_path / "runs")
+    before, after = (lficam.load(tmp_path / "runs" / sweep.name / name) for name in ("plain-0", "fin-added-0"))
+    for name, tensor in before.state_dict().items():
+        if name not in ("backbone.fc.weight", "backbone.fc.bias"):
+            assert torch.equal(tensor, after.state_dict()[name]), name
+    gained = [row for row in rows_of(tmp_path) if row["metric"] == "points_gained by the retrofit"]
+    assert [row["variant"] for row in gained] == ["FIN added"]
+    changed = {**plan, "variants": {**plan["variants"], "plain": {"model": {"method": "plain"}, "lr": 0.01}}}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(changed))
+    other = read_sweep(tmp_path / "sweep.yaml", f"folder:{folder}")
+    assert other.fingerprint("FIN added", 0) != sweep.fingerprint("FIN added", 0)
 
 
 def test_missing_and_broken_files(tmp_path, capsys):

@@ -433,16 +433,17 @@ def _sweep_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("file", type=str, metavar="FILE", help="a sweep's YAML file; records go into its folder")
     parser.add_argument("--runs", type=str, required=True, metavar="DIR", help="where the runs go, or stand already")
     parser.add_argument("--data", type=str, default=None, help="source, in place of the recipe's")
-    parser.add_argument("--only-tables", type=bool, default=False, help="make table and figure from the records")
+    parser.add_argument("--only-tables", type=bool, default=False, help="tables and plots of the records, no panels")
 
 
 def sweep(options: Namespace) -> dict[str, Any]:
     """Train, measure and compare all variants and runs of a file; goes on where it stopped, from its records alone."""
-    from lficam.sweep import read_sweep, run_sweep, write_summary
+    from lficam.sweep import draw_panels, read_sweep, run_sweep, write_summary
 
     plan = read_sweep(options.file, options.data)
     if not options.only_tables:
         run_sweep(plan, options.runs)
+        draw_panels(plan)
     print(write_summary(plan))
     return {"records": str(plan.records_file)}
 

@@ -315,7 +315,7 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     source = source or load_source(recipe.data, recipe.image_size, recipe.val_fraction, recipe.seed)
     _require_enough(source, recipe.devices)
     pl.seed_everything(recipe.seed, verbose=False)
-    preprocessing = Preprocessing(recipe.image_size, recipe.resize or recipe.image_size, recipe.mean, recipe.std)
+    preprocessing = preprocessing_of(recipe)
     model = build(_model_config(recipe, source, preprocessing), recipe.model.pretrained and not recipe.init_from)
     model.check_images(torch.empty(1, 3, recipe.image_size, recipe.image_size))
     before = _classifier_before(model, recipe, (directory / LAST_CHECKPOINT).is_file())
@@ -412,6 +412,11 @@ def _require_same(path: Path, recipe: Recipe) -> None:
         )
 
 
+def preprocessing_of(recipe: Recipe) -> Preprocessing:
+    """What a recipe's pictures pass before the network."""
+    return Preprocessing(recipe.image_size, recipe.resize or recipe.image_size, recipe.mean, recipe.std)
+
+
 def _require_enough(source: Source, processes: int) -> None:
     for part, pictures in (("training", source.train), ("validation", source.validation)):
         if pictures is not None and len(pictures) < processes:
@@ -431,7 +436,7 @@ def _set_modes(model: PlainClassifier, recipe: Recipe) -> None:
     if recipe.freeze == "backbone":
         freeze_backbone(model)
     if recipe.freeze == "fin":
-        model.fin.eval().requires_grad_(False)
+        model.get_submodule("fin").eval().requires_grad_(False)
 
 
 def _trainer(recipe: Recipe, directory: Path, validated: bool) -> tuple[pl.Trainer, ModelCheckpoint, TrainingProgress]:

@@ -101,14 +101,20 @@ def save_gallery_figure(directory: Path, rows: Sequence[Mapping[str, Any]], path
         rows: of the gallery: ``file``, and ``captions``, one a panel.
         path: of the figure.
     """
-    strips = [np.asarray(Image.open(directory / row["file"])) for row in rows]
-    height, width = strips[0].shape[:2]
-    figure = Figure(figsize=(width / 100, len(rows) * (height + 26) / 100), dpi=130, layout="constrained")
-    for axes, pixels, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], strips, rows, strict=True):
-        axes.imshow(pixels)
+    strips = [torch.from_numpy(np.array(Image.open(directory / row["file"]))).permute(2, 0, 1) for row in rows]
+    save_strips(strips, [row["captions"] for row in rows], path)
+
+
+def save_strips(strips: Sequence[Tensor], captions: Sequence[Sequence[str]], path: Path) -> None:
+    """Strips (3, H, W) uint8 of one size below each other as a PNG file, each panel under its caption."""
+    height, width = strips[0].shape[1:]
+    room = 26 if not any("\n" in caption for row in captions for caption in row) else 40
+    figure = Figure(figsize=(width / 100, len(strips) * (height + room) / 100), dpi=130, layout="constrained")
+    for axes, pixels, row in zip(figure.subplots(len(strips), 1, squeeze=False)[:, 0], strips, captions, strict=True):
+        axes.imshow(pixels.permute(1, 2, 0).numpy())
         axes.set_axis_off()
-        for number, caption in enumerate(row["captions"]):
-            axes.text((number + 0.5) * width / len(row["captions"]), -6, caption, ha="center", va="bottom", fontsize=9)
+        for number, caption in enumerate(row):
+            axes.text((number + 0.5) * width / len(row), -6, caption, ha="center", va="bottom", fontsize=9)
     figure.savefig(path)
 
 

@@ -1,0 +1,172 @@
+"""What a sweep's file says, checked before any work."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lficam.errors import InvalidInputError, UnknownNameError
+from lficam.explainers import EXPLAINERS
+from lficam.measuring import require_known
+from lficam.recipes import merge, recipe_from_values, recipe_values
+
+RECORDS_FILE = "records.jsonl"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep's file says.
+
+    Attributes:
+        path: the file; its folder's name is the experiment's.
+        recipe: a shipped recipe or a file.
+        settings: over the recipe's, for all variants.
+        variants: name to settings, over those; ``init_from`` may name another variant, whose run of the same number it
+            then starts from.
+        runs: settings of each run, such as its seed, over those.
+        measure: of each, ``explainers``, ``metrics`` and ``pictures`` (a number) of `lficam.measuring`.
+        stability: ``explainers`` and ``pictures`` of `lficam.stability`.
+        tests: the sources that are measured on; the training source's test part where empty.
+        panels: by the name of a figure, ``pictures`` (rows) and ``columns``: of each, ``variant``, ``map`` (one of
+            stability's explainers) and ``run`` (0 unless given).
+        against: the variant that the others are held against, run by run.
+        data: source in place of the recipe's; its path stays out of the records.
+    """
+
+    path: Path
+    recipe: str
+    settings: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
+    runs: list[dict[str, Any]]
+    measure: list[dict[str, Any]]
+    stability: dict[str, Any]
+    tests: list[str]
+    panels: dict[str, dict[str, Any]]
+    against: str
+    data: str | None
+
+    @property
+    def name(self) -> str:
+        """The experiment's."""
+        return self.path.resolve().parent.name
+
+    @property
+    def records_file(self) -> Path:
+        """One JSON object a line; all that a later session needs."""
+        return self.path.parent / RECORDS_FILE
+
+    @property
+    def command(self) -> str:
+        """What makes the records again."""
+        folder = f" --data {'folder:FOLDER' if self.data.startswith('folder:') else self.data}" if self.data else ""
+        return f"lficam sweep experiments/{self.name}/{self.path.name} --runs RUNS{folder}"
+
+    def dataset(self, source: str) -> str:
+        """A source as the records name it: the path of a folder is nobody's business but its owner's."""
+        return f"folder:{self.name}" if source.startswith("folder:") else source
+
+    def fingerprint(self, variant: str, run: int) -> str:
+        """Of all that a run's records depend on, but the place of the data."""
+        values = {name: value for name, value in self.values(variant, run).items() if name != "data" or not self.data}
+        parts = [values, self.measure, self.stability, self.tests]
+        if values.get("init_from") in self.variants:
+            parts.append(self.fingerprint(values["init_from"], run))
+        plan = json.dumps(parts, sort_keys=True)
+        return hashlib.sha256(plan.encode()).hexdigest()[:12]
+
+    def values(self, variant: str, run: int) -> dict[str, Any]:
+        """The settings of one run's recipe."""
+        values = recipe_values(self.recipe)
+        for over in (self.settings, self.variants[variant], self.runs[run], {"data": self.data} if self.data else {}):
+            values = merge(values, over)
+        return values
+
+
+def slug(variant: str, run: int) -> str:
+    """The name of a run's directory.
+
+    >>> slug("LFI-CAM, w = 1/K", 2)
+    'lfi-cam-w-1-k-2'
+    """
+    words = "".join(letter if letter.isalnum() else " " for letter in variant.lower()).split()
+    return "-".join([*words, str(run)])
+
+
+def read_sweep(path: str | Path, data: str | None = None) -> Sweep:
+    """A sweep's file.
+
+    Raises:
+        InvalidInputError: no such file, fields that are unknown, missing or of a wrong kind, unknown names, or a recipe
+            that cannot be trained: all before any work.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InvalidInputError(f"sweep: expected a YAML file, got {path}; mend the path.")
+    try:
+        fields = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"sweep: {path} is no YAML file ({' '.join(str(error).split())}).") from error
+    if not isinstance(fields, dict) or set(fields) - set(_KINDS) or not {"recipe", "variants", "runs"} <= set(fields):
+        raise InvalidInputError(f"sweep: expected recipe, variants, runs and of {', '.join(_KINDS)} in {path}.")
+    fields = {name: kind() for name, kind in _KINDS.items()} | fields
+    for name, kind in _KINDS.items():
+        if not isinstance(fields[name], kind):
+            raise InvalidInputError(f"sweep: expected a {kind.__name__} under {name} in {path}, got {fields[name]!r}.")
+    fields["variants"] = {str(name): values or {} for name, values in fields["variants"].items()}
+    sweep = Sweep(path, data=data, **fields)
+    _check(sweep)
+    return sweep
+
+
+_KINDS = {
+    "recipe": str,
+    "settings": dict,
+    "variants": dict,
+    "runs": list,
+    "measure": list,
+    "stability": dict,
+    "tests": list,
+    "panels": dict,
+    "against": str,
+}
+
+
+def _check(sweep: Sweep) -> None:
+    variants = sweep.variants
+    if sweep.against and sweep.against not in variants:
+        raise InvalidInputError(f"sweep: against {sweep.against!r} is none of {', '.join(variants)}.")
+    if len({slug(name, 0) for name in variants}) < len(variants):
+        raise InvalidInputError(f"sweep: two of the variants {', '.join(variants)} would share a directory.")
+    for part in (*variants.values(), *sweep.runs, *sweep.measure):
+        if not isinstance(part, dict):
+            raise InvalidInputError(f"sweep: expected names and values in {sweep.path}, got {part!r}.")
+    for asked in (*sweep.measure, *([{"metrics": [], **sweep.stability}] if sweep.stability else [])):
+        if not isinstance(asked.get("pictures"), int) or not {"explainers", "metrics"} <= set(asked):
+            raise InvalidInputError(f"sweep: expected explainers, metrics and pictures (a number), got {asked}.")
+        require_known(asked["explainers"], asked["metrics"])
+    for name in sweep.stability.get("explainers", []):
+        if name not in EXPLAINERS:
+            raise UnknownNameError("explainer of stability", name, EXPLAINERS)
+    for name, panel in sweep.panels.items():
+        _check_panel(sweep, name, panel)
+    for variant in variants:
+        for run in range(len(sweep.runs)):
+            recipe_from_values(sweep.values(variant, run)).check()
+
+
+def _check_panel(sweep: Sweep, name: str, panel: Any) -> None:
+    if not isinstance(panel, dict) or set(panel) != {"pictures", "columns"}:
+        raise InvalidInputError(f"sweep: panel {name} needs pictures (a number) and columns, got {panel!r}.")
+    for column in panel["columns"]:
+        if not isinstance(column, dict) or not {"variant", "map"} <= set(column) <= {"variant", "map", "run"}:
+            raise InvalidInputError(f"sweep: a column of panel {name} needs variant and map, got {column!r}.")
+        if column["variant"] not in sweep.variants or column["map"] not in sweep.stability.get("explainers", []):
+            raise InvalidInputError(
+                f"sweep: panel {name} shows {column['map']} of {column['variant']}; expected one of the variants and "
+                "of stability's explainers, whose maps are kept."
+            )
+        if not 0 <= column.get("run", 0) < len(sweep.runs):
+            raise InvalidInputError(f"sweep: panel {name} shows run {column['run']} of {len(sweep.runs)}.")

@@ -1,0 +1,171 @@
+"""Train and measure what has no records yet."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lficam.contract import in_eval_mode
+from lficam.data.pictures import Pictures
+from lficam.data.sources import load_source
+from lficam.device import resolve_device
+from lficam.evaluation import Subject, carried, evaluate, evaluation_directory
+from lficam.explainers import create_explainer
+from lficam.measuring import measure_run
+from lficam.models.plain import PlainClassifier
+from lficam.progress import progress_bar
+from lficam.recipes import Recipe, recipe_from_values
+from lficam.stability import stability_of_maps
+from lficam.sweep.plan import Sweep, slug
+from lficam.sweep.records import maps_file, read_records, shown_maps, write_records
+from lficam.training import Run, fit, read_curves
+
+
+def run_sweep(sweep: Sweep, runs: str | Path) -> None:
+    """Train and measure what has no records yet, run by run over all variants, and compare the maps of the runs.
+
+    A run with records of the same settings and measures is done, whether its weights are still there or not. Others are
+    trained in ``runs``, where a finished one is not trained again and a stopped one goes on after its last epoch.
+    """
+    rows = read_records(sweep.records_file)
+    for run in range(len(sweep.runs)):
+        for variant in sweep.variants:
+            name, plan = slug(variant, run), sweep.fingerprint(variant, run)
+            if not any(row["run"] == name and row.get("plan") == plan for row in rows):
+                print(f"{sweep.name}: {variant}, run {run + 1} of {len(sweep.runs)}", flush=True)
+                found = [{**row, "plan": plan} for row in _run(sweep, variant, run, Path(runs))]
+                rows = [row for row in rows if row["run"] != name] + found
+                rows = _with_stability(sweep, variant, rows)
+                write_records(sweep.records_file, rows)
+
+
+def _with_stability(sweep: Sweep, variant: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, with the variant's stability over the runs so far; where maps are gone, what was found with them."""
+    compared = list(_stability(sweep, variant, rows))
+    if not compared:
+        return rows
+    return [row for row in rows if row["variant"] != variant or not row["metric"].startswith("stability")] + compared
+
+
+def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str, Any]]:
+    recipe, trained = _train(sweep, variant, run, runs)
+    trained.model.to(resolve_device(recipe.device))
+    common = {
+        "experiment": sweep.name,
+        "backbone": recipe.model.backbone,
+        "method": recipe.model.method,
+        "variant": variant,
+        "run": slug(variant, run),
+        "seed": recipe.seed,
+        "epochs": recipe.epochs,
+        "settings": sweep.runs[run],
+        "command": sweep.command,
+        "seconds": trained.metrics["training_seconds"],
+    }
+    for metric, value in _of_training(trained):
+        yield {**common, "dataset": "training", "pictures": None, "explainer": "", "metric": metric, "value": value}
+    tests = sweep.tests or [recipe.data]
+    needed = dict.fromkeys([*tests, *([recipe.data] if sweep.stability else [])])
+    sets = {source: load_source(source, recipe.image_size, with_train=False).test for source in needed}
+    for source in tests:
+        for row in _of_test(sweep, trained, sets[source], source):
+            yield {**common, "dataset": sweep.dataset(source), **row}
+    if sweep.stability:
+        drawn = sets[recipe.data].sample(sweep.stability["pictures"])
+        _keep_maps(sweep, trained.model, drawn, maps_file(sweep, variant, run))
+
+
+def _train(sweep: Sweep, variant: str, run: int, runs: Path) -> tuple[Recipe, Run]:
+    """The run, trained if it is not, and before it the one that it starts from."""
+    recipe = recipe_from_values(sweep.values(variant, run))
+    if recipe.init_from in sweep.variants:
+        _, parent = _train(sweep, recipe.init_from, run, runs)
+        recipe = replace(recipe, init_from=str(parent.directory))
+    return recipe, fit(recipe, runs / sweep.name / slug(variant, run))
+
+
+def _of_training(run: Run) -> Iterator[tuple[str, float]]:
+    yield "seconds_per_epoch", run.metrics["seconds_per_epoch"]
+    if run.metrics.get("val_accuracy") is not None:
+        yield "val_accuracy", run.metrics["val_accuracy"]
+    for row in read_curves(run.directory):
+        part = "val_accuracy" if row["val_accuracy"] else "train_accuracy"
+        yield f"{part} after epoch {int(row['epoch']) + 1}", float(row[part])
+    if "retrofit" in run.metrics:
+        yield "points_gained by the retrofit", run.metrics["retrofit"]["points_gained"]
+
+
+def _of_test(sweep: Sweep, run: Run, pictures: Pictures, source: str) -> Iterator[dict[str, Any]]:
+    """Explainer, metric, value and interval of all that is measured on a test set."""
+    evaluation = evaluate(run.model, pictures, source, evaluation_directory(run.directory, source)).to_dict()
+    everything = {"pictures": len(pictures)}
+    sizes = {name: evaluation["facts"][name] for name in ("parameters", "multiply_adds")}
+    for metric, value in {**evaluation["classification"], **sizes}.items():
+        yield {**everything, "explainer": "", "metric": metric, **_bounds(value)}
+    for row in evaluation["localization"]:
+        for metric in ("pointing", "pointing_chance", "box_iou", "box_iou_chance"):
+            yield {**everything, "explainer": row["map"], "metric": metric, **_bounds(row[metric])}
+    for row in evaluation["shortcut"].get("peaks", []):
+        for metric in ("on_the_mark", "near_the_mark", "on_the_digit"):
+            about = {"explainer": row["map"], "metric": f"peak {metric}".replace("_", " ")}
+            yield {**everything, **about, **_bounds(row[metric])}
+    for asked in sweep.measure:
+        drawn, wanted = pictures.sample(asked["pictures"]), carried(run.model, asked["explainers"])
+        for record in measure_run(run.directory, run.model, drawn, source, wanted, asked["metrics"]):
+            if record.value is not None:
+                bounds = {"value": record.value, "low": record.low, "high": record.high}
+                about = {"pictures": len(drawn), "explainer": record.explainer, "metric": record.metric}
+                yield {**about, **bounds}
+
+
+def _bounds(value: Any) -> dict[str, Any]:
+    """A number, or a rate with its interval, as the fields of a record."""
+    if isinstance(value, dict):
+        return {bound: value[bound] for bound in ("value", "low", "high")}
+    return {"value": value, "low": None, "high": None}
+
+
+def _keep_maps(sweep: Sweep, model: PlainClassifier, pictures: Pictures, path: Path) -> None:
+    """Raw maps on their grid, and the labels: what stability needs when the weights are gone."""
+    kept = {"labels": pictures.labels.numpy()}
+    with in_eval_mode(model), progress_bar() as progress:
+        subject = Subject(model, pictures, model.config.required_preprocessing(), 100, progress)
+        for name in carried(model, sweep.stability["explainers"]):
+            maps = subject.maps(create_explainer(name, model), pictures.labels, raw=True)
+            kept[name] = maps.numpy().astype(np.float16)
+    path.parent.mkdir(exist_ok=True)
+    np.savez_compressed(path, **kept)  # type: ignore[arg-type]
+
+
+def _stability(sweep: Sweep, variant: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """All pairs of a variant's runs, from the maps that were kept."""
+    files = {slug(variant, run): maps_file(sweep, variant, run) for run in range(len(sweep.runs))}
+    of_variant = [row for row in rows if row["variant"] == variant]
+    recorded = {row["run"] for row in of_variant}
+    kept = {name: np.load(path) for name, path in files.items() if name in recorded and path.is_file()}
+    if len(kept) < 2 or len(kept) < len(recorded & set(files)):
+        return
+    validation = {row["run"]: row["value"] for row in of_variant if row["metric"] == "val_accuracy"}
+    recipe = recipe_from_values(sweep.values(variant, 0))
+    fields = ("experiment", "backbone", "method", "variant", "epochs", "command")
+    common = {"dataset": sweep.dataset(recipe.data), **{field: of_variant[0][field] for field in fields}}
+    first = next(iter(kept.values()))
+    for name in (name for name in first.files if name != "labels"):
+        maps = {
+            run: shown_maps(torch.from_numpy(of_run[name]).float(), name, recipe.image_size)
+            for run, of_run in kept.items()
+        }
+        found = stability_of_maps(maps, torch.from_numpy(first["labels"]), {"explainer": name}, validation)
+        about = {**common, "run": " and ".join(kept), "seed": None, "seconds": None, "explainer": name}
+        about["pictures"] = len(first["labels"])
+        for measure in found.measures:
+            for part in ("value", "shuffled", "corrected"):
+                if measure[part] is not None:
+                    metric = f"stability: {measure['measure']}" + ("" if part == "value" else f", {part}")
+                    over_pairs = {"deviation": measure["deviation"]} if part == "value" and len(found.pairs) > 1 else {}
+                    yield {**about, "metric": metric, "value": measure[part], **over_pairs}
+        if found.paper and found.paper["iou"] is not None:
+            yield {**about, "metric": "stability: the paper's protocol", "value": found.paper["iou"]}

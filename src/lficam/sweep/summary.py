@@ -1,0 +1,158 @@
+"""Table, figures and panels, made from the records and the kept maps."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from lficam.errors import InvalidInputError
+from lficam.files import write_whole
+from lficam.measuring import BASELINES
+from lficam.sweep.plan import Sweep
+from lficam.sweep.records import read_records
+
+
+def write_summary(sweep: Sweep) -> str:
+    """Make ``table.md``, ``summary.png`` and ``curves.png`` from the records, and return the table."""
+    rows = read_records(sweep.records_file)
+    if not rows:
+        raise InvalidInputError(f"sweep: no records in {sweep.records_file}; run the sweep first.")
+    table = _table(sweep, rows)
+    write_whole(sweep.path.parent / "table.md", table)
+    _figure(sweep, rows).savefig(sweep.path.parent / "summary.png")
+    _curves(sweep, rows).savefig(sweep.path.parent / "curves.png")
+    return table
+
+
+def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
+    variants = list(sweep.variants)
+    rows = [row for row in rows if row["variant"] in variants]
+    keys = list(dict.fromkeys(_key(row) for row in rows))
+    count = len({row["run"] for row in rows if row["seed"] is not None})
+    paired = f" In brackets the difference to {sweep.against}, run by run, with its 95 % t-interval."
+    lines = [
+        f"Made by `{sweep.command}`; {count} runs in all, of {rows[0]['epochs']} epochs, {platform.machine()}. "
+        "Mean and standard deviation over the runs of a variant; stability over all pairs of them."
+        + (paired if sweep.against else ""),
+        "",
+        "| data | pictures | map | measure | " + " | ".join(variants) + " |",
+        "|---|---|---|---|" + "---|" * len(variants),
+    ]
+    for key in keys:
+        of_each = {
+            variant: {
+                row["run"].rpartition("-")[2]: row for row in rows if _key(row) == key and row["variant"] == variant
+            }
+            for variant in variants
+        }
+        cells = [
+            _cell(of_each[variant], of_each.get(sweep.against, {}), variant == sweep.against) for variant in variants
+        ]
+        named = " | ".join("" if part is None else str(part) for part in key)
+        lines.append(f"| {named} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What makes a line of the table."""
+    return row["dataset"], row["pictures"], row["explainer"], row["metric"]
+
+
+def _cell(found: Mapping[str, Mapping[str, Any]], against: Mapping[str, Mapping[str, Any]], itself: bool) -> str:
+    values = [row["value"] for row in found.values()]
+    if not values:
+        return ""
+    if all(isinstance(value, int) for value in values) and len(set(values)) == 1:
+        return f"{values[0]:,}"
+    deviation = np.std(values, ddof=1) if len(values) > 1 else next(iter(found.values())).get("deviation")
+    shown = f"{np.mean(values):.3f}" + (f" ± {deviation:.3f}" if deviation is not None else "")
+    paired = sorted(set(found) & set(against))
+    if itself or len(paired) < 2:
+        return shown
+    low, high = paired_interval([found[run]["value"] - against[run]["value"] for run in paired])
+    difference = np.mean([found[run]["value"] - against[run]["value"] for run in paired])
+    return f"{shown} ({difference:+.3f}, {low:+.3f} to {high:+.3f})"
+
+
+def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
+    """The 95 % t-interval of the mean of differences between paired runs, two at least.
+
+    >>> tuple(round(bound, 3) for bound in paired_interval([1.0, 2.0, 3.0]))
+    (-0.484, 4.484)
+    """
+    if len(set(differences)) == 1:
+        return differences[0], differences[0]
+    mean, error = float(np.mean(differences)), float(stats.sem(differences))
+    low, high = stats.t.interval(0.95, len(differences) - 1, loc=mean, scale=error)
+    return float(low), float(high)
+
+
+def _figure(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Error, corrected stability and faithfulness on the first test set, a dot a run, a row a variant."""
+    first = next(row["dataset"] for row in rows if row["metric"] == "top1_error")
+    rows = [row for row in rows if row["dataset"] == first and row["variant"] in sweep.variants]
+    variants, explainers = list(sweep.variants), list(dict.fromkeys((*_mapped(rows), *BASELINES)))
+    panels = [
+        ("top-1 error", "top1_error", [""]),
+        ("IoU of two runs' maps, corrected", "stability: iou, corrected", explainers),
+        ("correlation with what a patch's loss costs", "patch_deletion", explainers),
+    ]
+    panels = [panel for panel in panels if any(row["metric"] == panel[1] for row in rows)]
+    figure = Figure(figsize=(4.6 * len(panels), 1.8 + 0.55 * len(variants)), dpi=130, layout="constrained")
+    for column, (title, metric, names) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), column + 1)
+        for number, name in enumerate(names):
+            found = [row for row in rows if (row["metric"], row["explainer"]) == (metric, name)]
+            places = [variants.index(row["variant"]) + 0.12 * (number - (len(names) - 1) / 2) for row in found]
+            values = [row["value"] for row in found]
+            colour = f"C{explainers.index(name)}" if name else "black"
+            axes.plot(values, places, "o", color=colour, markersize=4, label=name if found else None)
+        axes.set_title(title, fontsize=10)
+        axes.set_yticks(range(len(variants)), variants if column == 0 else [""] * len(variants))
+        axes.set_ylim(len(variants) - 0.5, -0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="x", alpha=0.3)
+    handles, labels = figure.axes[-1].get_legend_handles_labels()
+    named = [(handle, label) for handle, label in zip(handles, labels, strict=True) if label]
+    if named:
+        figure.legend(
+            *zip(*named, strict=True), loc="outside lower center", ncols=len(named), frameon=False, fontsize=8
+        )
+    return figure
+
+
+def _mapped(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The explainers with stability records."""
+    return list(dict.fromkeys(row["explainer"] for row in rows if row["metric"].startswith("stability")))
+
+
+def _curves(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Accuracy after each epoch, a line a run, an axes a variant; the variant compared with in grey behind."""
+    variants, columns = list(sweep.variants), min(len(sweep.variants), 5)
+    height = -(-len(variants) // columns)
+    figure = Figure(figsize=(2.4 * columns, 2.1 * height), dpi=130, layout="constrained")
+    grid = figure.subplots(height, columns, squeeze=False, sharex=True, sharey=True)
+    for axes in grid.flat[len(variants) :]:
+        axes.set_axis_off()
+    for variant, axes in zip(variants, grid.flat, strict=False):
+        for shown, colour in ((sweep.against, "0.75"), (variant, "C0")):
+            for curve in _curves_of(shown, rows):
+                axes.plot(range(1, len(curve) + 1), [100 * value for value in curve], color=colour, linewidth=1.2)
+        axes.set_title(variant, fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("epoch", fontsize=8)
+    figure.supylabel("accuracy, %", fontsize=8)
+    return figure
+
+
+def _curves_of(variant: str, rows: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """A run's accuracies in the order of its epochs."""
+    curves: dict[str, list[float]] = {}
+    for row in rows:
+        if row["variant"] == variant and "accuracy after epoch" in row["metric"]:
+            curves.setdefault(row["run"], []).append(row["value"])
+    return list(curves.values())
