@@ -64,3 +64,31 @@ def run(folder, tmp_path_factory):
     from lficam.training import fit
 
     return fit(small_recipe(f"folder:{folder}"), tmp_path_factory.mktemp("runs") / "run")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--torture", action="store_true", help="the reliability tests at their full counts")
+
+
+_FIGURES = pytest.StashKey[list[tuple[str, str]]]()
+
+
+@pytest.fixture
+def count(request):
+    """A function of a small number, for every day, and of the whole one of ``make torture``."""
+    return lambda few, whole: whole if request.config.getoption("--torture") else few
+
+
+@pytest.fixture
+def figure(request):
+    """A function that notes what a test measured; the table of all stands at the end of the session."""
+    rows = request.config.stash.setdefault(_FIGURES, [])
+    return lambda what, value: rows.append((what, value))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash.get(_FIGURES, [])
+    if rows:
+        terminalreporter.write_line("\n| what | measured |\n|---|---|")
+        for what, value in rows:
+            terminalreporter.write_line(f"| {what} | {value} |")

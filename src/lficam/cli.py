@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lficam: {error.strerror or error}: {error.filename or 'no file named'}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("lficam: interrupted; train and demo go on after the last finished epoch.", file=sys.stderr)
+        print("lficam: interrupted; the same command goes on where it stopped.", file=sys.stderr)
         return 130
 
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -16,15 +15,23 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 import yaml
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
+from lficam.checkpoints import (
+    BEST,
+    KeepCheckpoints,
+    Terminated,
+    VerifiedCheckpointIO,
+    last_checkpoint,
+    read_checkpoint,
+)
 from lficam.contract import ModelConfig, Prediction, Preprocessing
 from lficam.data.module import Batch, ImageData
+from lficam.data.sampling import step_seed
 from lficam.data.sources import Source, load_source
 from lficam.device import native_bfloat16, resolve_device
 from lficam.errors import DataError, InvalidInputError, RunError
@@ -40,7 +47,8 @@ RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.json"
 CURVES_FILE = "metrics.csv"
 CHECKPOINTS = "checkpoints"
-LAST_CHECKPOINT = f"{CHECKPOINTS}/last.ckpt"
+# How a run is made, not what comes out of it: a resumed run may have others.
+_MAY_CHANGE = ("workers", "worker_timeout", "checkpoint_minutes")
 
 
 @dataclass
@@ -95,16 +103,48 @@ class ClassificationTask(pl.LightningModule):
     def __init__(self, model: PlainClassifier, recipe: Recipe) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
-
-    def on_fit_start(self) -> None:
-        """Start counting."""
+        self.threads = torch.get_num_threads()
         # Loss times pictures, right answers, pictures; for training and validation. Summed on the device, read once an
         # epoch. No buffer: those of rank 0 are sent to all ranks.
-        self.sums = torch.zeros(2, 3, device=self.device)
+        self.sums = torch.zeros(2, 3)
+
+    def on_fit_start(self) -> None:
+        """Start counting, or go on: what all ranks had counted is the first one's."""
+        self.sums = self.sums.to(self.device) if self.global_rank == 0 else torch.zeros(2, 3, device=self.device)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a run needs to go on to the bit: the sums of its epoch, and the threads, which change rounding."""
+        checkpoint["sums"] = torch.tensor([self._over_all_ranks(sums) for sums in self.sums])
+        checkpoint["threads"] = self.threads
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with them."""
+        self.sums = checkpoint["sums"]
+        self.threads = checkpoint["threads"]
+        torch.set_num_threads(self.threads)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """What is random inside a step depends on its number alone."""
+        torch.manual_seed(step_seed(self.recipe.seed, self.global_step, self.global_rank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step's loss."""
-        return self._loss(batch, self.sums[0])
+        """One step's loss.
+
+        Raises:
+            RunError: it is not finite; weights after it would be none either.
+        """
+        loss = self._loss(batch, self.sums[0])
+        if not torch.isfinite(loss):
+            raise RunError(self._divergence(loss.item(), batch_idx))
+        return loss
+
+    def _divergence(self, loss: float, batch_idx: int) -> str:
+        names = self.trainer.datamodule.names(self.current_epoch, batch_idx)  # type: ignore[attr-defined]
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return (
+            f"training diverged: the loss is {loss} at step {self.global_step + 1}, epoch {self.current_epoch + 1}, on "
+            f"{shown}. The checkpoint before it is kept; start in a new directory with a lower --lr."
+        )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect loss and accuracy."""
@@ -116,21 +156,13 @@ class ClassificationTask(pl.LightningModule):
         self.log("val_accuracy", right / count)
 
     def epoch_means(self) -> dict[str, float]:
-        """The epoch's figures over all ranks; validation's only where there is some. Starts the next epoch.
-
-        Raises:
-            RunError: the training loss is not finite any more.
-        """
+        """The epoch's figures over all ranks; validation's only where there is some. Starts the next epoch."""
         figures: dict[str, float] = {}
         for part, sums in zip(("train", "val"), self.sums, strict=True):
             loss, right, count = self._over_all_ranks(sums)
             if count:
                 figures |= {f"{part}_loss": loss / count, f"{part}_accuracy": right / count}
         self.sums.zero_()
-        if not math.isfinite(figures["train_loss"]):
-            raise RunError(
-                f"training diverged in epoch {self.current_epoch + 1}; start in a new directory with a lower --lr."
-            )
         return figures
 
     def means_so_far(self) -> tuple[float, float]:
@@ -148,7 +180,9 @@ class ClassificationTask(pl.LightningModule):
             nesterov=recipe.nesterov,
             weight_decay=recipe.weight_decay,
         )
-        schedule = learning_rate_schedule(recipe, optimizer, int(self.trainer.estimated_stepping_batches))
+        # Lightning's own estimate would start the loaders before a checkpoint has told where to go on.
+        steps = recipe.epochs * self.trainer.datamodule.steps  # type: ignore[attr-defined]
+        schedule = learning_rate_schedule(recipe, optimizer, steps)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def _loss(self, batch: Batch, sums: Tensor) -> Tensor:
@@ -173,11 +207,21 @@ class RunFiles(pl.Callback):
         self.path = directory / CURVES_FILE
         self.seen = 0
         self.started = 0.0
+        self.elapsed = 0.0
         self.rate = 0.0
         self.lr = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """What the row of an epoch needs of the part of it that is over."""
+        return {"seen": self.seen, "elapsed": time.perf_counter() - self.started, "lr": self.lr}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with it."""
+        self.seen, self.elapsed, self.lr = state_dict["seen"], state_dict["elapsed"], state_dict["lr"]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the rows of finished epochs only."""
+        """Start the clock where a resumed epoch stands, and keep the rows of finished epochs only."""
+        self.started = time.perf_counter() - self.elapsed
         if trainer.is_global_zero:
             rows = [row for row in read_curves(self.path.parent) if int(row["epoch"]) < trainer.current_epoch]
             table = io.StringIO(newline="")
@@ -318,7 +362,8 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     preprocessing = preprocessing_of(recipe)
     model = build(_model_config(recipe, source, preprocessing), recipe.model.pretrained and not recipe.init_from)
     model.check_images(torch.empty(1, 3, recipe.image_size, recipe.image_size))
-    before = _classifier_before(model, recipe, (directory / LAST_CHECKPOINT).is_file())
+    last = last_checkpoint(directory / CHECKPOINTS)
+    before = _classifier_before(model, recipe, resumed=last is not None)
     data = ImageData(
         source,
         preprocessing,
@@ -327,25 +372,29 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
         recipe.seed,
         recipe.workers,
         recipe.hidden_patch,
+        recipe.worker_timeout,
     )
     task = ClassificationTask(model, recipe)
     if is_main:
         directory.mkdir(parents=True, exist_ok=True)
         write_whole(directory / RECIPE_FILE, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
-    trainer, best, progress = _trainer(recipe, directory, validated=source.validation is not None)
+    trainer, keeper, progress = _trainer(recipe, directory)
     _set_modes(model, recipe)
     model.to(memory_format=torch.channels_last)
-    last = directory / LAST_CHECKPOINT
-    with _quiet():
+    with _quiet(), _threads_given_back():
         try:
-            checkpoint = str(last) if last.is_file() else None
-            trainer.fit(task, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
+        except Terminated:
+            raise
         except SystemExit as stop:  # Lightning's answer to an interruption
             raise KeyboardInterrupt from stop
+        except RuntimeError as error:
+            raise _told(error, recipe) from error
         finally:
             progress.close()
+            keeper.release()
     if trainer.is_global_zero:
-        metrics = _choose_weights(directory, task, trainer, best)
+        metrics = _choose_weights(directory, task, trainer, validated=source.validation is not None)
         model.save_pretrained(directory)  # before anything else is tried: it is what the training was for
         write_json(directory / METRICS_FILE, metrics)
     trainer.strategy.barrier()
@@ -353,6 +402,18 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
         told = compare_with(before, model, source.test, resolve_device(recipe.device))
         write_json(directory / METRICS_FILE, {**metrics, "retrofit": told})
     return _open(directory, recipe, trainer.is_global_zero)
+
+
+def _told(error: RuntimeError, recipe: Recipe) -> Exception:
+    """What PyTorch says of its loading processes, in our words; another error as it is."""
+    if "DataLoader" not in str(error):
+        return error
+    how = "took more than --worker_timeout" if "timed out" in str(error) else "died"
+    seconds = f" {recipe.worker_timeout:g} s" if "timed out" in str(error) else ""
+    return RunError(
+        f"workers: a loading process {how}{seconds} ({str(error).splitlines()[0]}); the same command goes on after the "
+        "last checkpoint, with --workers 0 without such processes."
+    )
 
 
 def _classifier_before(model: PlainClassifier, recipe: Recipe, resumed: bool) -> PlainClassifier | None:
@@ -402,8 +463,8 @@ def _require_same(path: Path, recipe: Recipe) -> None:
     stored, asked, defaults = read_record(path), recipe.to_dict(), Recipe().to_dict()
     # A run of an earlier version has no word on settings that came later: they are at their defaults.
     stored = {**defaults, **stored, "model": {**defaults["model"], **stored.get("model", {})}}
-    started = (path.parent / LAST_CHECKPOINT).is_file() or (path.parent / METRICS_FILE).is_file()
-    changed = [key for key in asked if stored[key] != asked[key] and key != "workers"]
+    started = (path.parent / CHECKPOINTS).is_dir() or (path.parent / METRICS_FILE).is_file()
+    changed = [key for key in asked if stored[key] != asked[key] and key not in _MAY_CHANGE]
     if started and changed:
         key = changed[0]
         raise RunError(
@@ -439,17 +500,10 @@ def _set_modes(model: PlainClassifier, recipe: Recipe) -> None:
         model.get_submodule("fin").eval().requires_grad_(False)
 
 
-def _trainer(recipe: Recipe, directory: Path, validated: bool) -> tuple[pl.Trainer, ModelCheckpoint, TrainingProgress]:
+def _trainer(recipe: Recipe, directory: Path) -> tuple[pl.Trainer, KeepCheckpoints, TrainingProgress]:
     device = resolve_device(recipe.device)
     bfloat16 = recipe.precision == "bf16" or (recipe.precision == "auto" and native_bfloat16(device))
-    best = ModelCheckpoint(
-        directory / CHECKPOINTS,
-        filename="best",
-        monitor="val_accuracy" if validated else None,
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-    )
+    keeper = KeepCheckpoints(directory / CHECKPOINTS, recipe.checkpoint_minutes)
     files = RunFiles(directory)
     progress = TrainingProgress(files)
     with _quiet():
@@ -460,7 +514,9 @@ def _trainer(recipe: Recipe, directory: Path, validated: bool) -> tuple[pl.Train
             precision="bf16-mixed" if bfloat16 else "32-true",
             max_epochs=recipe.epochs,
             # The row of an epoch is written before its checkpoint, so that a resumed run never misses one.
-            callbacks=[files, progress, best],
+            callbacks=[files, progress, keeper],
+            plugins=[VerifiedCheckpointIO()],
+            enable_checkpointing=False,
             logger=TensorBoardLogger(directory, name="tensorboard", version=""),
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -468,7 +524,7 @@ def _trainer(recipe: Recipe, directory: Path, validated: bool) -> tuple[pl.Train
             num_sanity_val_steps=0,
             log_every_n_steps=50,
         )
-    return trainer, best, progress
+    return trainer, keeper, progress
 
 
 def _strategy(recipe: Recipe) -> str:
@@ -476,6 +532,16 @@ def _strategy(recipe: Recipe) -> str:
         return "auto"
     # The user's own network may have layers that its forward function leaves out.
     return "ddp_find_unused_parameters_true" if is_factory_name(recipe.model.backbone) else "ddp"
+
+
+@contextmanager
+def _threads_given_back() -> Iterator[None]:
+    """A resumed training takes the threads that it began with; what comes after has those of its process again."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextmanager
@@ -496,24 +562,20 @@ def _quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _choose_weights(
-    directory: Path, task: ClassificationTask, trainer: pl.Trainer, best: ModelCheckpoint
-) -> dict[str, Any]:
+def _choose_weights(directory: Path, task: ClassificationTask, trainer: pl.Trainer, validated: bool) -> dict[str, Any]:
     """Give the model its best or last weights and the facts of its training; returns what metrics.json tells."""
     model, recipe = task.model, task.recipe
     curves = read_curves(directory)
     chosen = len(curves) - 1
-    if best.monitor:
-        checkpoint = torch.load(directory / CHECKPOINTS / "best.ckpt", map_location="cpu", weights_only=True)
+    if validated:
+        checkpoint = read_checkpoint(directory / CHECKPOINTS / BEST)
         chosen = checkpoint["epoch"]
-        prefix = "model."
-        state = checkpoint["state_dict"].items()
-        model.load_state_dict({name.removeprefix(prefix): value for name, value in state if name.startswith(prefix)})
+        model.load_state_dict(checkpoint["state_dict"])
     metrics = {
         "epochs": recipe.epochs,
         "chosen_epoch": chosen,
-        "chosen_by": "best accuracy on the validation part" if best.monitor else "last epoch (no validation part)",
-        "val_accuracy": float(curves[chosen]["val_accuracy"]) if best.monitor else None,
+        "chosen_by": "best accuracy on the validation part" if validated else "last epoch (no validation part)",
+        "val_accuracy": float(curves[chosen]["val_accuracy"]) if validated else None,
         "train_accuracy": float(curves[chosen]["train_accuracy"]),
         "train_loss": float(curves[chosen]["train_loss"]),
         "training_seconds": round(sum(float(row["seconds"]) for row in curves), 1),
@@ -526,7 +588,7 @@ def _choose_weights(
         "precision": str(trainer.precision),
         "device": trainer.strategy.root_device.type,
         "processes": trainer.world_size,
-        "threads": torch.get_num_threads(),
+        "threads": task.threads,
         "torch": torch.__version__,
         **{key: metrics[key] for key in ("chosen_epoch", "training_seconds")},
     }

@@ -110,6 +110,7 @@ class ImageData(pl.LightningDataModule):
         seed: of order and augmentation.
         workers: loading processes; 0 is fastest for sets in memory.
         hidden_patch: see `TrainingSet`.
+        worker_timeout: seconds that a batch may take a worker; 0: any time.
 
     Raises:
         DataError: no training pictures, or fewer than ranks.
@@ -124,19 +125,30 @@ class ImageData(pl.LightningDataModule):
         seed: int,
         workers: int = 0,
         hidden_patch: float = 0.0,
+        worker_timeout: float = 0.0,
     ) -> None:
         super().__init__()
         if source.train is None:
             raise DataError(f"data: {source.name} was loaded without training pictures.")
         self.validation, self.preprocessing = source.validation, preprocessing
-        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.batch_size, self.seed, self.workers, self.worker_timeout = batch_size, seed, workers, worker_timeout
         self.training_set = TrainingSet(source.train, preprocessing, augmentation, seed, hidden_patch)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled from (seed, epoch)."""
-        rank, world = self._place()
-        sampler = EpochSampler(len(self.training_set), self.seed, self.batch_size, rank, world)
-        return self._loader(self.training_set, sampler, self.batch_size // world)
+        """Shuffled from (seed, epoch); of an epoch that a resumed run is in, what is left."""
+        sampler = self._sampler(self._done())
+        return self._loader(self.training_set, sampler, sampler.batch)
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return self._sampler().steps
+
+    def names(self, epoch: int, step: int) -> list[str]:
+        """The pictures that this process sees in a step."""
+        sampler = self._sampler()
+        sampler.set_epoch(epoch)
+        return [self.training_set.pictures.names[key.position] for key in sampler.keys(step)]
 
     def val_dataloader(self) -> list[DataLoader]:
         """The validation part in order; no loader where there is none."""
@@ -151,6 +163,16 @@ class ImageData(pl.LightningDataModule):
         images = normalise(images, self.preprocessing)
         return images.contiguous(memory_format=torch.channels_last), labels
 
+    def _sampler(self, done: tuple[int, int] = (0, 0)) -> EpochSampler:
+        return EpochSampler(len(self.training_set), self.seed, self.batch_size, *self._place(), done)
+
+    def _done(self) -> tuple[int, int]:
+        """The epoch and its finished steps as a checkpoint tells, which was made between two steps or two epochs."""
+        if self.trainer is None:
+            return 0, 0
+        epoch, steps = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return epoch, steps if steps < self.steps else 0
+
     def _place(self) -> tuple[int, int]:
         trainer = self.trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
@@ -161,6 +183,7 @@ class ImageData(pl.LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self.workers,
+            timeout=self.worker_timeout if self.workers else 0,
             collate_fn=_as_it_is,
             persistent_workers=self.workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

@@ -31,6 +31,11 @@ def _stream(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1)[0])
 
 
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Of all that is random inside one training step, such as dropout: a resumed run draws what it would have drawn."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
+
+
 def uniform_draws(seed: int, keys: Sequence[Key], count: int) -> Tensor:
     """``count`` numbers in [0, 1) for each key, (N, count) float32, the same whatever stands beside it in a batch.
 
@@ -59,6 +64,7 @@ class EpochSampler(Sampler[Key]):
         global_batch: B, over all ranks.
         rank: this process.
         world: number of processes.
+        done: (epoch, steps): a resumed run has taken so many steps of that epoch already.
 
     >>> sampler = EpochSampler(5, seed=0, global_batch=2)
     >>> sampler.set_epoch(3)
@@ -66,19 +72,36 @@ class EpochSampler(Sampler[Key]):
     [3, 3, 3, 3]
     """
 
-    def __init__(self, size: int, seed: int, global_batch: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, size: int, seed: int, global_batch: int, rank: int = 0, world: int = 1, done: tuple[int, int] = (0, 0)
+    ) -> None:
         self.size, self.seed, self.rank, self.world = size, seed, rank, world
+        self.batch, self.done = global_batch // world, done
         self.used = size // global_batch * global_batch or size // world * world
-        self.epoch = 0
+        self.epoch = done[0]  # loading processes may read ahead before anybody sets it
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order comes next; Lightning calls this."""
         self.epoch = epoch
 
     def __len__(self) -> int:
+        """Pictures of a whole epoch, also where a part of it is done."""
         return self.used // self.world
 
+    @property
+    def steps(self) -> int:
+        """Of a whole epoch."""
+        return -(-len(self) // self.batch)
+
     def __iter__(self) -> Iterator[Key]:
+        epoch, steps = self.done
+        return iter(self._keys()[steps * self.batch if epoch == self.epoch else 0 :])
+
+    def keys(self, step: int) -> list[Key]:
+        """What this process sees in one step of the epoch."""
+        return self._keys()[step * self.batch : (step + 1) * self.batch]
+
+    def _keys(self) -> list[Key]:
         generator = torch.Generator().manual_seed(_stream(self.seed, self.epoch))
         order = torch.randperm(self.size, generator=generator)[: self.used]
-        return (Key(self.epoch, position) for position in order[self.rank :: self.world].tolist())
+        return [Key(self.epoch, position) for position in order[self.rank :: self.world].tolist()]

@@ -85,6 +85,8 @@ class Recipe:
         device: auto, cpu, cuda or mps.
         devices: processes, each on a device of its own.
         workers: loading processes; 0 suits sets in memory.
+        worker_timeout: seconds that a batch may take a loading process before it counts as hung; 0 waits for ever.
+        checkpoint_minutes: between checkpoints inside an epoch, beside the one after each; 0: none there.
     """
 
     data: str = ""
@@ -112,6 +114,8 @@ class Recipe:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int = 1
     workers: int = 0
+    worker_timeout: float = 15.0
+    checkpoint_minutes: float = 10.0
 
     def check(self) -> None:
         """Refuse what cannot be trained.
@@ -139,6 +143,8 @@ class Recipe:
             "label_smoothing": 0 <= self.label_smoothing < 1,
             "devices": self.devices >= 1,
             "workers": self.workers >= 0,
+            "worker_timeout": self.worker_timeout >= 0,
+            "checkpoint_minutes": self.checkpoint_minutes >= 0,
             "std": min(self.std) > 0,
             "temperature": self.model.temperature > 0,
         }

@@ -1,0 +1,98 @@
+"""What the kill tests kill: children of one parent that has loaded everything and run no tensor operation."""
+
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["lficam.training", "timm", __name__])
+
+
+def start(target, *arguments):
+    process = CONTEXT.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def saving(path, acknowledge):
+    """Save ever newer checkpoints, and say which one is safe."""
+    import torch
+
+    from lficam.checkpoints import previous, write_checkpoint
+
+    torch.set_num_threads(1)
+    for number in range(1, 10**6):
+        values = {"number": number, "weights": torch.full((20_000,), float(number))}
+        write_checkpoint(values, Path(path), keep=previous(Path(path)))
+        acknowledge.send(number)
+
+
+def refusing(path, answer):
+    """Read a checkpoint that cannot be read; say why, and by how many megabytes the peak of memory grew."""
+    from lficam.checkpoints import read_checkpoint
+    from lficam.errors import RunError
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        read_checkpoint(Path(path))
+    except RunError as error:
+        answer.send((str(error), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+
+
+def training(recipe, out, at=None, deed="kill", threads=1, marker=None):
+    """Train; do ``deed`` at a step. ``marker`` is touched at step 3, and every step then takes a twentieth second."""
+    import torch
+
+    from lficam.training import ClassificationTask, fit
+
+    torch.set_num_threads(threads)
+    step = ClassificationTask.training_step
+
+    def struck(self, batch, batch_idx):
+        if marker and self.global_step == 3:
+            Path(marker).touch()
+        if marker:
+            time.sleep(0.05)
+        if self.global_step == at:
+            DEEDS[deed]()
+        return step(self, batch, batch_idx)
+
+    ClassificationTask.training_step = struck
+    fit(recipe, out)
+
+
+def training_with_a_worker(recipe, out, deed):
+    """Train with loading processes, one of which dies or hangs at the third batch."""
+    from lficam.data.module import TrainingSet
+    from lficam.errors import RunError
+    from lficam.training import fit
+
+    get = TrainingSet.__getitems__
+    calls = []
+
+    def struck(self, keys):
+        calls.append(keys)
+        if len(calls) == 3:
+            DEEDS[deed]()
+        return get(self, keys)
+
+    TrainingSet.__getitems__ = struck
+    try:
+        fit(recipe, out)
+    except RunError as error:
+        Path(out, "error.txt").write_text(str(error))
+        raise SystemExit(2) from error
+
+
+def _fill_the_disk():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+
+
+DEEDS = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "hang": lambda: time.sleep(600),
+    "fill": _fill_the_disk,
+}
