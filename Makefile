@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: help demo test check install clean
+.PHONY: help demo test torture check install clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -13,6 +13,9 @@ demo: $(VENV)/installed  ## train on embedded pictures, explain, write demo/repo
 
 test: $(VENV)/installed-dev  ## the test suite, on two cores under five minutes
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q tests
+
+torture: $(VENV)/installed-dev  ## the reliability tests at their full counts, with a table of what they measured
+	$(BIN)/python -m pytest -q tests/reliability --torture
 
 check: $(VENV)/installed-dev  ## format, lint, types, import direction, doctests, tests
 	$(BIN)/ruff format --check .

@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 
-from lficam.errors import RunError
+from lficam.errors import LficamWarning, RunError
 from lficam.files import whole_file
 
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -109,7 +109,8 @@ def last_checkpoint(directory: Path) -> Path | None:
         reason = _fault(candidate)
         if reason is None:
             return candidate
-        warnings.warn(f"{candidate} is damaged ({reason}); the checkpoint before it is taken.", stacklevel=2)
+        told = f"{candidate} is damaged ({reason}); the checkpoint before it is taken."
+        warnings.warn(told, LficamWarning, stacklevel=2)
     raise RunError(f"checkpoint: none in {directory} is whole; remove the folder, and the run starts anew.")
 
 

@@ -4,14 +4,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
 import lficam
-from lficam.errors import GateError, InvalidInputError, LficamError
+from lficam.errors import GateError, InvalidInputError, LficamError, LficamWarning
 from lficam.files import write_json
 from lficam.recipes import Recipe, recipe_from_values, recipe_names, recipe_values
 
@@ -36,7 +38,8 @@ class _Parser(ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; exit code 0, 1 where a gate is not passed, 2 for wrong input, 130 for an interruption."""
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        with _plain_warnings():
+            return _run(list(sys.argv[1:] if arguments is None else arguments))
     except GateError as error:
         print(f"lficam: {error}", file=sys.stderr)
         return 1
@@ -52,6 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("lficam: interrupted; the same command goes on where it stopped.", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Our warnings as sentences; those of others as they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", LficamWarning)
+        show = warnings.showwarning
+
+        def plainly(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, LficamWarning):
+                print(f"lficam: {message}", file=sys.stderr)
+            else:
+                show(message, category, *place, **more)
+
+        warnings.showwarning = plainly
+        yield
 
 
 def _run(arguments: list[str]) -> int:
@@ -429,6 +449,25 @@ def report(options: Namespace) -> dict[str, Any]:
     return {"report": str(page)}
 
 
+def _scan_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("folder", type=str, metavar="FOLDER", help="of pictures, as folder:FOLDER names it elsewhere")
+    parser.add_argument("--quarantine", type=bool, default=False, help="list broken files in FOLDER/quarantine.txt")
+
+
+def scan(options: Namespace) -> dict[str, Any]:
+    """Look through a folder of pictures before training: broken, empty and doubled files, copies in the test part."""
+    from lficam.data.scan import QUARANTINE_FILE, scan_folder, write_quarantine
+
+    found = scan_folder(Path(options.folder))
+    print(found.text())
+    if options.quarantine and found.broken:
+        write_quarantine(found)
+        print(f"{Path(options.folder) / QUARANTINE_FILE}: {len(found.broken)} files, left out from now on")
+    if found.leaks or (found.broken and not options.quarantine):
+        raise GateError("scan: the folder has faults; mend them, or pass --quarantine true to leave broken files out.")
+    return found.to_dict()
+
+
 def _sweep_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("file", type=str, metavar="FILE", help="a sweep's YAML file; records go into its folder")
     parser.add_argument("--runs", type=str, required=True, metavar="DIR", help="where the runs go, or stand already")
@@ -503,6 +542,7 @@ _VERBS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], 
     "compare": (_compare_arguments, compare),
     "stability": (_stability_arguments, stability),
     "audit": (_audit_arguments, audit),
+    "scan": (_scan_arguments, scan),
     "sweep": (_sweep_arguments, sweep),
     "report": (_report_arguments, report),
     "params": (_params_arguments, params),

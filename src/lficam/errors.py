@@ -30,5 +30,9 @@ class RunError(LficamError):
     """A run directory that is missing, damaged, or in the way."""
 
 
+class LficamWarning(UserWarning):
+    """What a user should know and nothing stops for; the command line prints it as one sentence."""
+
+
 class GateError(LficamError):
     """A measure below what was asked for: nothing is wrong with the input, and a build should stop. Exit code 1."""

@@ -43,7 +43,7 @@ class Evaluation:
     """The figures of one model on one test set, as they are written to ``evaluation.json``.
 
     Attributes:
-        facts: source, number of pictures, classes, parameters, multiply-adds of one picture.
+        facts: source, number of pictures, of broken files beside them, of classes, of parameters, of multiply-adds.
         classification: rates with their 95 % intervals, and the calibration error.
         classes: the per-class table.
         localization: a row a map: pointing game and box IoU beside chance; empty where the set knows no boxes.
@@ -148,6 +148,7 @@ def evaluate(
             facts={
                 "source": source,
                 "pictures": len(pictures),
+                "broken": len(pictures.broken),
                 "classes": len(pictures.class_names),
                 "backbone": model.config.backbone,
                 "method": model.config.method,

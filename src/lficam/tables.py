@@ -53,12 +53,16 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _left_out(facts: dict[str, Any]) -> str:
+    return f" ({facts['broken']} more are broken)" if facts.get("broken") else ""
+
+
 def print_evaluation(evaluation: dict[str, Any]) -> None:
     """An evaluation's record: rates with intervals, hardest classes, where the maps point, the planted mark."""
     facts, console = evaluation["facts"], Console()
     sizes = {"parameters": f"{facts['parameters']:,}", "multiply_adds": f"{facts['multiply_adds']:,}"}
     print_values(
-        f"{facts['source']}: {facts['pictures']} pictures, {facts['method']} on {facts['backbone']}",
+        f"{facts['source']}: {facts['pictures']} pictures{_left_out(facts)}, {facts['method']} on {facts['backbone']}",
         evaluation["classification"] | sizes,
     )
     _print_classes(console, evaluation["classes"])

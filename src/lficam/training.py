@@ -30,6 +30,7 @@ from lficam.checkpoints import (
     read_checkpoint,
 )
 from lficam.contract import ModelConfig, Prediction, Preprocessing
+from lficam.data.folders import QUARANTINE_FILE
 from lficam.data.module import Batch, ImageData
 from lficam.data.sampling import step_seed
 from lficam.data.sources import Source, load_source
@@ -377,6 +378,7 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     task = ClassificationTask(model, recipe)
     if is_main:
         directory.mkdir(parents=True, exist_ok=True)
+        _write_quarantine(directory / QUARANTINE_FILE, source)
         write_whole(directory / RECIPE_FILE, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
     trainer, keeper, progress = _trainer(recipe, directory)
     _set_modes(model, recipe)
@@ -388,7 +390,7 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
             raise
         except SystemExit as stop:  # Lightning's answer to an interruption
             raise KeyboardInterrupt from stop
-        except RuntimeError as error:
+        except (RuntimeError, DataError) as error:
             raise _told(error, recipe) from error
         finally:
             progress.close()
@@ -404,8 +406,11 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     return _open(directory, recipe, trainer.is_global_zero)
 
 
-def _told(error: RuntimeError, recipe: Recipe) -> Exception:
-    """What PyTorch says of its loading processes, in our words; another error as it is."""
+def _told(error: RuntimeError | DataError, recipe: Recipe) -> Exception:
+    """What is said of loading, also by PyTorch of its loading processes, in our words; another error as it is."""
+    if isinstance(error, DataError):
+        reason = str(error).splitlines()[-1].removeprefix(f"{DataError.__module__}.{DataError.__qualname__}: ")
+        return DataError(f"{reason} lficam scan FOLDER --quarantine true leaves such files out.")
     if "DataLoader" not in str(error):
         return error
     how = "took more than --worker_timeout" if "timed out" in str(error) else "died"
@@ -414,6 +419,14 @@ def _told(error: RuntimeError, recipe: Recipe) -> Exception:
         f"workers: a loading process {how}{seconds} ({str(error).splitlines()[0]}); the same command goes on after the "
         "last checkpoint, with --workers 0 without such processes."
     )
+
+
+def _write_quarantine(path: Path, source: Source) -> None:
+    """The files that were left out because they could not be read; no list where there are none."""
+    parts = [source.train, source.test, *([source.validation] if source.validation else [])]
+    broken = dict.fromkeys(reason for part in parts if part is not None for reason in part.broken)
+    if broken:
+        write_whole(path, "\n".join(broken) + "\n")
 
 
 def _classifier_before(model: PlainClassifier, recipe: Recipe, resumed: bool) -> PlainClassifier | None:

@@ -1,5 +1,8 @@
 """Any picture becomes the RGB that people see, or a plain error."""
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -116,3 +119,11 @@ def test_the_result_is_rgb_bytes_channels_first(tmp_path):
     found = read_image(save(tmp_path, Image.fromarray(RGB)))
     assert found.dtype == torch.uint8
     assert found.shape == (3, 6, 8)
+
+
+def test_reading_in_threads_leaves_the_filters_of_warnings_alone(tmp_path):
+    path = save(tmp_path, Image.fromarray(RGB))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(read_image, [path] * 200))
+    assert warnings.filters == before

@@ -14,7 +14,7 @@ import torch
 
 import lficam
 from lficam.cli import main
-from lficam.errors import RunError
+from lficam.errors import DataError, RunError
 from lficam.recipes import ModelOptions
 from lficam.training import ClassificationTask, fit, read_curves
 
@@ -240,3 +240,15 @@ def test_an_unfinished_run_is_no_model_yet(pictures, tmp_path, capsys):
     victim.join()
     assert main(["evaluate", str(tmp_path / "run"), "--data", pictures]) == 2
     assert "train first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_broken_file_of_a_set_on_disk_ends_it_by_name_until_it_is_left_out(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr("lficam.data.pictures.IN_MEMORY_BYTES", 0)
+    root = write_folder(tmp_path / "pictures", per_class=4)
+    (root / "train" / "cat" / "2.png").write_bytes(b"broken")
+    recipe = small_recipe(f"folder:{root}", workers=workers, batch_size=2, epochs=1)
+    with pytest.raises(DataError, match=r"^[^\n]*cat/2.png: not a picture[^\n]*lficam scan FOLDER --quarantine true"):
+        fit(recipe, tmp_path / "run")
+    assert main(["scan", str(root), "--quarantine", "true"]) == 0
+    fit(recipe, tmp_path / "run")

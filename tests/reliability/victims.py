@@ -96,3 +96,38 @@ DEEDS = {
     "hang": lambda: time.sleep(600),
     "fill": _fill_the_disk,
 }
+
+
+def refusing_a_picture(path, answer):
+    """Read a picture that is too large; say by how many megabytes the peak of memory grew."""
+    from lficam.data.images import read_image
+    from lficam.errors import DataError
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        read_image(path)
+    except DataError:
+        answer.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def explaining(times, answer):
+    """Explain pictures, one after the other; say by how many megabytes per thousand of them memory grew."""
+    import torch
+
+    import lficam
+    from lficam.contract import Preprocessing
+
+    torch.set_num_threads(1)
+    model = lficam.create_model("cifar_resnet20").eval()
+    model.config.preprocessing = Preprocessing(32, 32)
+    picture = (torch.rand(3, 40, 40) * 255).to(torch.uint8)
+    for number in range(times + 100):
+        if number == 100:  # allocators and caches have what they want
+            before = _resident()
+        list(lficam.explain_images(model, [picture]))
+    answer.send((_resident() - before) * 1000 / times)
+
+
+def _resident():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20

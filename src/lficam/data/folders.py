@@ -2,7 +2,8 @@
 
 import csv
 import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from lficam.data.annotations import ANNOTATIONS_FILE, Objects, read_annotations
 from lficam.data.images import is_image_name
-from lficam.data.pictures import Pictures, read_files
-from lficam.errors import DataError
+from lficam.data.pictures import Pictures, read_whole_files
+from lficam.errors import DataError, LficamWarning
 
 PARTS = {"train": ("train",), "val": ("val", "validation", "valid", "dev"), "test": ("test",)}
-_TABLES = ("metadata.csv", "metadata.jsonl")
+QUARANTINE_FILE = "quarantine.txt"
+TABLES = ("metadata.csv", "metadata.jsonl")
 
 
 @dataclass
@@ -36,20 +38,42 @@ class Listing:
     class_names: list[str]
 
     def read(self, indices: Tensor | None = None, with_objects: bool = False) -> Pictures:
-        """Decode the pictures, or some of them; for a test with what an ``annotations.json`` beside them tells of."""
+        """Decode the pictures, or some of them; for a test with what an ``annotations.json`` beside them tells of.
+
+        Files that cannot be read are left out, and told.
+
+        Raises:
+            DataError: a class of which nothing can be read.
+        """
         chosen = list(range(len(self.paths))) if indices is None else indices.tolist()
-        paths, labels = [self.paths[i] for i in chosen], self.labels[chosen]
+        images, broken = read_whole_files([self.paths[i] for i in chosen], self.root.name)
+        self._tell(broken)
+        whole = [place for position, place in enumerate(chosen) if position not in broken]
+        paths, labels = [self.paths[i] for i in whole], self.labels[whole]
+        lost = sorted(set(self.labels[chosen].tolist()) - set(labels.tolist()))
+        if lost:
+            raise DataError(f"data: no picture of class {self.class_names[lost[0]]} can be read; see lficam scan.")
         objects = self._objects(paths, labels) if with_objects else None
-        names = [str(path.relative_to(self.root)) for path in paths]
         return Pictures(
-            read_files(paths, self.root.name),
+            images,
             labels,
             self.class_names,
-            names,
+            [printable(path.relative_to(self.root)) for path in paths],
+            broken=[printable(str(error)) for error in broken.values()],
             boxes=objects.boxes if objects else None,
             masks=objects.masks if objects else None,
             object_labels=labels.unsqueeze(1) if objects else None,
         )
+
+    def _tell(self, broken: Mapping[int, DataError]) -> None:
+        if broken:
+            first, more = printable(str(next(iter(broken.values())))), len(broken) - 1
+            others = f" and {more} more" if more else ""
+            warnings.warn(
+                f"data: left out {first}{others} lficam scan lists what is wrong with a folder.",
+                LficamWarning,
+                stacklevel=3,
+            )
 
     def _objects(self, paths: Sequence[Path], labels: Tensor) -> Objects | None:
         """Of the nearest ``annotations.json``: in the folder of the part, else at the root."""
@@ -60,6 +84,22 @@ class Listing:
                 relative = [path.relative_to(folder).as_posix() for path in paths]
                 return read_annotations(file, relative, [self.class_names[label] for label in labels.tolist()])
         return None
+
+
+def printable(name: Path | str) -> str:
+    """A file's name on one line that any terminal and file can hold.
+
+    >>> printable("two\nlines")
+    'two\\\\nlines'
+    """
+    text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def quarantined(root: Path) -> set[str]:
+    """The `printable` names, relative to the root, that its ``quarantine.txt`` has, one a line: they are no data."""
+    file = root / QUARANTINE_FILE
+    return set(file.read_text().splitlines()) if file.is_file() else set()
 
 
 def part_folders(root: Path) -> dict[str, Path]:
@@ -79,7 +119,7 @@ def list_folder(root: Path, folder: Path, class_names: Sequence[str] | None = No
     Raises:
         DataError: fewer than two classes, an empty one, one that ``class_names`` does not have, or a broken table.
     """
-    table = next((folder / name for name in _TABLES if (folder / name).is_file()), None)
+    table = next((folder / name for name in TABLES if (folder / name).is_file()), None)
     rows = None if table is None else _labelled_rows(table)
     by_class = _by_class_folder(folder) if rows is None else _by_table(rows)
     names = list(class_names) if class_names else sorted(by_class)
@@ -93,8 +133,9 @@ def list_folder(root: Path, folder: Path, class_names: Sequence[str] | None = No
         raise DataError(f"data: {folder} has classes that the training folder does not: {', '.join(strangers)}.")
     paths: list[Path] = []
     labels: list[int] = []
+    left_out = quarantined(root)
     for label, name in enumerate(names):
-        files = by_class.get(name, [])
+        files = [file for file in by_class.get(name, []) if printable(file.relative_to(root)) not in left_out]
         if not files:
             raise DataError(f"data: no image files of class {name} in {folder}; add some, or remove it everywhere.")
         paths += files

@@ -15,6 +15,10 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 PIXEL_LIMIT = 50_000_000
 _FIRST_LYING_ORIENTATION = 5  # EXIF's 5 to 8 swap height and width
 
+# Pillow's remarks on odd metadata; real faults are raised. Once for all: a filter for the time of a call would be one
+# for all threads, and may stay when two of them leave in the wrong order.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 
 def is_image_name(path: Path) -> bool:
     """Whether a file's extension is one that `read_image` takes; hidden files are none."""
@@ -46,14 +50,12 @@ def _decode(path: Path) -> Image.Image:
     if not path.is_file():
         raise DataError(f"{path}: no such file.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata; real faults are raised
-            with Image.open(path, formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > PIXEL_LIMIT:
-                    raise DataError(f"{path}: {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,}; shrink it.")
-                image.load()
-                return to_rgb(ImageOps.exif_transpose(image), str(path))
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > PIXEL_LIMIT:
+                raise DataError(f"{path}: {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,}; shrink it.")
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image), str(path))
     except DataError:
         raise
     except UnidentifiedImageError as error:
@@ -144,4 +146,5 @@ def _to_bytes(pixels: np.ndarray, name: str) -> np.ndarray:
         low, high = 0.0, 255.0
     else:
         low, high = values.min(), values.max()
-    return np.round((values - low) / (high - low) * 255).astype(np.uint8)
+    # A picture of one value, of no usual range, is black.
+    return np.round((values - low) / ((high - low) or 1.0) * 255).astype(np.uint8)

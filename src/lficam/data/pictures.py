@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Pictures:
         mark_boxes: (N, 4) float, a planted mark that is no object, NaN where it is missing; None where there are none.
         mark_labels: (N,) int64, the class that the mark's place stands for, -1 where it is missing.
         groups: (N,) int64; pictures of one group stay on one side of every split.
+        broken: files that belong to the set and could not be read: name and reason. They are none of the N.
     """
 
     images: Sequence[Tensor] | Tensor
@@ -70,6 +71,7 @@ class Pictures:
     mark_boxes: Tensor | None = None
     mark_labels: Tensor | None = None
     groups: Tensor | None = None
+    broken: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,7 +84,9 @@ class Pictures:
             for field in ("masks", "boxes", "object_labels", "mark_boxes", "mark_labels", "groups")
         }
         names = [self.names[i] for i in chosen]
-        return Pictures(_chosen(self.images, indices), self.labels[indices], self.class_names, names, **of_each)
+        return Pictures(
+            _chosen(self.images, indices), self.labels[indices], self.class_names, names, **of_each, broken=self.broken
+        )
 
     def sample(self, limit: int) -> "Pictures":
         """At most ``limit`` of the pictures, drawn from the whole set with a fixed seed.
@@ -136,6 +140,7 @@ class Pictures:
             self.class_names,
             self.names,
             groups=self.groups,
+            broken=self.broken,
         )
 
     def batches(self, preprocessing: Preprocessing, size: int) -> Iterator[tuple[Tensor, slice]]:
@@ -153,24 +158,35 @@ def _chosen(values: Sequence[Tensor] | Tensor, indices: Tensor) -> Sequence[Tens
 
 
 def read_files(paths: Sequence[Path], description: str) -> Sequence[Tensor] | Tensor:
-    """Decode files once into memory, in parallel; leave them on disk where they would take more than 2 GiB.
+    """As `read_whole_files`, of a set that has no broken file.
 
     Raises:
-        DataError: unreadable files; the first ones are named.
+        DataError: unreadable files; the first one is named.
+    """
+    images, broken = read_whole_files(paths, description)
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise DataError(f"data: {next(iter(broken.values()))}{more} Mend or remove the file.")
+    return images
+
+
+def read_whole_files(paths: Sequence[Path], description: str) -> tuple[Sequence[Tensor] | Tensor, dict[int, DataError]]:
+    """Decode files once into memory, in parallel; leave them on disk where they would take more than 2 GiB.
+
+    Returns:
+        The pictures that could be read, and by its place among the paths why another could not. What stays on disk is
+        not tried.
     """
     if _decoded_bytes(paths) > IN_MEMORY_BYTES:
-        return OnDemand(paths, read_image)
+        return OnDemand(paths, read_image), {}
     with ThreadPoolExecutor() as pool:
         reading: Iterable[Tensor | DataError] = pool.map(_read_or_error, paths)
         if len(paths) >= _PROGRESS_FROM:
             reading = track(reading, f"reading {description}", len(paths))
         results = list(reading)
     images = [result for result in results if isinstance(result, Tensor)]
-    broken = [result for result in results if isinstance(result, DataError)]
-    if broken:
-        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise DataError(f"data: {broken[0]}{more} Mend or remove the file.")
-    return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+    broken = {place: result for place, result in enumerate(results) if isinstance(result, DataError)}
+    return torch.stack(images) if len({image.shape for image in images}) == 1 else images, broken
 
 
 def _read_or_error(path: Path) -> Tensor | DataError:

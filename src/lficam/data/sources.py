@@ -1,17 +1,20 @@
 """Data sources by name: ``folder:PATH``, public sets and the embedded scenes; and how they are split."""
 
 import math
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lficam.data.folders import Listing, list_folder, part_folders
+from lficam.data.folders import Listing, list_folder, part_folders, printable
 from lficam.data.named import NAMED, UNSPLIT
 from lficam.data.pictures import Pictures
+from lficam.data.scan import copies
 from lficam.data.scenes import SCENE_NAMES, load_scenes
-from lficam.errors import DataError, InvalidInputError, UnknownNameError
+from lficam.errors import DataError, InvalidInputError, LficamWarning, UnknownNameError
 
 _FOLDER = "folder:"
 _TEST_SHARE = 0.2
@@ -99,7 +102,10 @@ def _load_folder(name: str, root: Path, val_fraction: float, seed: int, with_tra
         raise DataError(f"data: {root} has no train folder beside {test_root.name}; add one, or evaluate on it only.")
     train = list_folder(root, parts["train"]) if "train" in parts else None
     class_names = train.class_names if train else None
-    source = Source(name, test=list_folder(root, test_root, class_names).read(with_objects=True))
+    tested = list_folder(root, test_root, class_names)
+    if train and with_train:
+        _warn_of_leakage(train.paths, tested.paths)
+    source = Source(name, test=tested.read(with_objects=True))
     if train and with_train and "val" in parts and "test" in parts:
         source.train, source.validation = train.read(), list_folder(root, parts["val"], class_names).read()
     elif train and with_train:
@@ -110,10 +116,25 @@ def _load_folder(name: str, root: Path, val_fraction: float, seed: int, with_tra
 def _split_listing(name: str, listing: Listing, val_fraction: float, seed: int, with_train: bool) -> Source:
     """A set without parts: the test share is drawn from the list, before anything is decoded."""
     rest, test = _stratified(listing.labels, None, _TEST_SHARE, _SPLIT_SEED, "a test folder")
+    if with_train:
+        _warn_of_leakage([listing.paths[i] for i in rest.tolist()], [listing.paths[i] for i in test.tolist()])
     source = Source(name, test=listing.read(test, with_objects=True))
     if with_train:
         source.train, source.validation = _split(listing.read(rest), val_fraction, seed)
     return source
+
+
+def _warn_of_leakage(train: Sequence[Path], test: Sequence[Path]) -> None:
+    pairs = copies(train, test)
+    if pairs:
+        one, other = pairs[0]
+        more = f", and {len(pairs) - 1} more are" if len(pairs) > 1 else ","
+        warnings.warn(
+            f"data: the test picture {printable(other)} is also a training picture, {printable(one)}{more} seen in "
+            "training: the test error is too low. lficam scan lists them.",
+            LficamWarning,
+            stacklevel=4,
+        )
 
 
 def _split(pictures: Pictures, fraction: float, seed: int) -> tuple[Pictures, Pictures | None]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lficam.contract import ModelConfig, Preprocessing
-from lficam.errors import InvalidInputError, RunError, UnknownNameError
+from lficam.errors import InvalidInputError, LficamWarning, RunError, UnknownNameError
 from lficam.models import hub
 from lficam.models.abn import ABNClassifier
 from lficam.models.backbones import Backbone, count_parameters, create_backbone
@@ -55,6 +55,7 @@ def _warn_of_large_fin(model: PlainClassifier) -> None:
         warnings.warn(
             f"fin: {model.config.options.get('fin', 'conv3x3')} adds {added / 1e6:.0f}M parameters to the "
             f"{trunk / 1e6:.0f}M of {model.config.backbone}; fin='pointwise' adds a quarter of that.",
+            LficamWarning,
             stacklevel=3,
         )
 
