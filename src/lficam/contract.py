@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lficam.errors import InvalidInputError
+from lficam.fields import require_types
 
 ClassIndex = int | Sequence[int] | Tensor | None
 # A class, or what a head without classes (regression, a margin, several labels) is asked for: logits (N, C) to (N,).
@@ -104,13 +105,19 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            InvalidInputError: a value of another type than its field.
+        """
         values = dict(values)
         pictures = values.get("preprocessing")
         if pictures is not None:
             mean, std = tuple(pictures["mean"]), tuple(pictures["std"])
             values["preprocessing"] = Preprocessing(pictures["size"], pictures["resize"], mean, std)
-        return cls(**values)
+        config = cls(**values)
+        require_types(config)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""

@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 import yaml
 
 from lficam.errors import InvalidInputError, UnknownNameError
+from lficam.fields import require_types
 
 
 @dataclass
@@ -123,11 +124,7 @@ class Recipe:
         Raises:
             InvalidInputError: a value out of its range; the message names it.
         """
-        for values in (self, self.model):
-            for name, kind in get_type_hints(type(values)).items():
-                allowed, value = get_args(kind), getattr(values, name)
-                if get_origin(kind) is Literal and value not in allowed:
-                    raise InvalidInputError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}.")
+        require_types(self)
         bounds = {
             "epochs": self.epochs >= 1,
             "seed": 0 <= self.seed < 2**32,
