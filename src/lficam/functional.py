@@ -144,6 +144,23 @@ def weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
     return torch.einsum("nk,nkhw->nhw", weights, features).unsqueeze(1)
 
 
+@full_precision
+def weighted_sums(features: Tensor, weights: Tensor) -> Tensor:
+    """`weighted_sum` with several weightings of the same features.
+
+    Args:
+        features: (N, K, h, w).
+        weights: (N, k, K).
+
+    Returns:
+        (N, k, h, w).
+
+    >>> weighted_sums(torch.ones(1, 2, 1, 1), torch.tensor([[[3.0, -5.0], [1.0, 1.0]]])).flatten().tolist()
+    [-2.0, 2.0]
+    """
+    return torch.einsum("nck,nkhw->nchw", weights, features)
+
+
 def class_activation_map(features: Tensor, weights: Tensor) -> Tensor:
     """Equations 4 and 9: L = ReLU(sum_k w_k F_k), on unnormalised features.
 

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from lficam import functional as LF
-from lficam.contract import ClassIndex, Prediction
 from lficam.models.backbones import Backbone, split_last_stage
 from lficam.models.blocks import conv_bn, init_weights
-from lficam.models.plain import PlainClassifier
+from lficam.models.plain import Attended, PlainClassifier
 
 
 def _at_stride_one(stage: nn.Module) -> nn.Module:
@@ -78,13 +77,7 @@ class ABNClassifier(PlainClassifier):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to the last map, (N, K, h, w), attended on the way."""
-        return self._perceive(images)[0]
-
-    def explain(self, images: Tensor, class_idx: ClassIndex = None) -> Prediction:
-        """As `PlainClassifier.explain`; the attention lies on the grid of the stage before the last."""
-        features, attention, attention_logits = self._perceive(images)
-        logits, evidence = self._answer(features, class_idx)
-        return Prediction(logits, attention, evidence, attention_logits=attention_logits)
+        return self.perceive(images).features
 
     def answer_with(self, images: Tensor, attention: Tensor) -> Tensor:
         """Logits (N, C) with another map (N, 1, h, w) in place of the model's own: what a swap test asks."""
@@ -93,10 +86,11 @@ class ABNClassifier(PlainClassifier):
         extracted = extractor(images)
         return self._head(self._pre_pool(last_stage(LF.attend(extracted, attention).to(extracted.dtype))))
 
-    def _perceive(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def perceive(self, images: Tensor) -> Attended:
+        """As `PlainClassifier.perceive`; the attention lies on the grid of the stage before the last."""
         self.check_images(images)
         extractor, last_stage = split_last_stage(self.backbone)
         extracted = extractor(images)
         attention, attention_logits = self.attention_branch(extracted)
         attended = LF.attend(extracted, attention).to(extracted.dtype)
-        return last_stage(attended), attention, attention_logits
+        return Attended(last_stage(attended), attention, attention_logits=attention_logits)

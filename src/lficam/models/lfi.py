@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from lficam import functional as LF
-from lficam.contract import ClassIndex, Prediction
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.models.backbones import Backbone, cut_at, cut_network
 from lficam.models.fin import FeatureImportanceNetwork, FinName, ImportanceName
@@ -81,15 +80,20 @@ class LFIClassifier(PlainClassifier):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) to the last map (N, K, h, w); with `attend_at` attended on the way."""
-        return super().forward_features(images) if self._cut is None else self._perceive(images).features
+        return super().forward_features(images) if self._cut is None else self.perceive(images).features
 
-    def explain(self, images: Tensor, class_idx: ClassIndex = None) -> Prediction:
-        """As `PlainClassifier.explain`; the attention lies on the grid of the last map, wherever it acts."""
+    def perceive(self, images: Tensor) -> Attended:
+        """As `PlainClassifier.perceive`; the attention lies on the grid of the last map, wherever it acts.
+
+        Section 3.3: the map of the last layer, resized, on an earlier one; then the rest of the trunk again.
+        """
         if self._cut is None:
-            return super().explain(images, class_idx)
-        features, attention, importance = self._perceive(images)
-        logits, evidence = self._answer(features, class_idx)
-        return Prediction(logits, attention, evidence, importance)
+            return super().perceive(images)
+        self.check_images(images)
+        network = cut_network(self.backbone)
+        early = self._cut.run(0, network, images)
+        attention, importance = self._attention(self._cut.run(1, network, early), images)
+        return Attended(self._resume(network, early, attention), attention, importance)
 
     def answer_with(self, images: Tensor, attention: Tensor) -> Tensor:
         """Logits (N, C) with another map (N, 1, h, w) in place of the model's own: what a swap test asks."""
@@ -98,15 +102,6 @@ class LFIClassifier(PlainClassifier):
             return self._head(self._pre_pool(attended))
         network = cut_network(self.backbone)
         return self._head(self._pre_pool(self._resume(network, self._cut.run(0, network, images), attention)))
-
-    def _perceive(self, images: Tensor) -> Attended:
-        """Section 3.3: the map of the last layer, resized, on an earlier one; then the rest of the trunk again."""
-        assert self._cut is not None
-        self.check_images(images)
-        network = cut_network(self.backbone)
-        early = self._cut.run(0, network, images)
-        attention, importance = self._attention(self._cut.run(1, network, early), images)
-        return Attended(self._resume(network, early, attention), attention, importance)
 
     def _resume(self, network: nn.Module, early: Tensor, attention: Tensor) -> Tensor:
         """The early map (N, K', h', w'), amplified by the map of the last, through the rest of the trunk."""

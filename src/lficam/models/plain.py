@@ -17,11 +17,15 @@ from lficam.predict import Explanation, Picture, predict
 
 
 class Attended(NamedTuple):
-    """The last map after the attention mechanism (N, K, h, w), the map (N, 1, h, w) and weights (N, K) that made it."""
+    """The last map after the attention mechanism (N, K, h, w), the map (N, 1, h, w) and weights (N, K) that made it.
+
+    ABN's branch has logits (N, C) of its own.
+    """
 
     features: Tensor
     attention: Tensor | None = None
     importance: Tensor | None = None
+    attention_logits: Tensor | None = None
 
 
 class PlainClassifier(nn.Module):
@@ -130,10 +134,34 @@ class PlainClassifier(nn.Module):
             `Prediction`. ``evidence.mean(dim=(1, 2, 3)) + bias[class_idx]`` is ``logits[:, class_idx]`` to rounding; in
             training mode not where a wrapped network's own head drops out behind pooling.
         """
-        features = self.forward_features(images)
-        attended = self.attend(features, images)
-        logits, evidence = self._answer(attended.features, class_idx)
-        return Prediction(logits, attended.attention, evidence, attended.importance)
+        seen = self.perceive(images)
+        logits, evidence = self._answer(seen.features, class_idx)
+        return Prediction(logits, seen.attention, evidence, seen.importance, seen.attention_logits)
+
+    def perceive(self, images: Tensor) -> Attended:
+        """Images (N, 3, H, W) to the attended map, and what was made on the way."""
+        return self.attend(self.forward_features(images), images)
+
+    def evidence_of(self, seen: Attended, classes: Tensor) -> Tensor:
+        """Evidence of several classes at once, centred over all of them: `ClassEvidence` for a graph without Python.
+
+        Args:
+            seen: of `perceive`.
+            classes: (N, k) int64.
+
+        Returns:
+            (N, k, h, w), signed, in logits.
+
+        Raises:
+            InvalidInputError: a model without a linear head.
+        """
+        head = self.linear_head
+        if head is None:
+            raise InvalidInputError(
+                f"evidence: {self.config.backbone} has layers between its last map and the logits; there is none."
+            )
+        rows = head.weight - head.weight.mean(dim=0) if len(head.weight) > 1 else head.weight
+        return LF.weighted_sums(self._pre_pool(seen.features), rows[classes])
 
     def _answer(self, attended: Tensor, class_idx: ClassIndex) -> tuple[Tensor, Tensor | None]:
         pooled = self._pre_pool(attended)
