@@ -67,7 +67,7 @@ def run(folder, tmp_path_factory):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--torture", action="store_true", help="the reliability tests at their full counts")
+    parser.addoption("--torture", action="store_true", help="tests of reliability and export at their full counts")
 
 
 _FIGURES = pytest.StashKey[list[tuple[str, str]]]()

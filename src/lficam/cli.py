@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 import lficam
+from lficam import portable
 from lficam.errors import GateError, InvalidInputError, LficamError, LficamWarning
 from lficam.files import write_json
 from lficam.recipes import Recipe, recipe_from_values, recipe_names, recipe_values
@@ -82,6 +83,8 @@ def _run(arguments: list[str]) -> int:
         print(lficam.__version__)
         return 0
     verb, *rest = arguments
+    if verb == "predict":
+        return portable.main(rest)
     if verb not in _VERBS:
         raise InvalidInputError(f"unknown command {verb!r}; commands: {', '.join(_VERBS)}.")
     add_arguments, command = _VERBS[verb]
@@ -113,7 +116,8 @@ def _require_json_file(path: Path) -> None:
 
 def _usage() -> str:
     lines = [f"lficam {lficam.__version__}: image classifiers that explain themselves", ""]
-    for verb, (_, command) in _VERBS.items():
+    verbs = {verb: command for verb, (_, command) in _VERBS.items()} | {"predict": portable.main}
+    for verb, command in verbs.items():
         lines.append(f"  lficam {verb:<9} {(command.__doc__ or '').splitlines()[0]}")
     return "\n".join([*lines, "", "lficam COMMAND --help tells more."])
 
@@ -514,6 +518,27 @@ def demo(options: Namespace) -> dict[str, Any]:
     return result
 
 
+def _export_arguments(parser: ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("--out", type=str, required=True, metavar="FILE", help="MODEL.onnx, or MODEL.pt2")
+    parser.add_argument("--format", type=Literal["onnx", "torch-export"], default="onnx", help="of the graph")
+    parser.add_argument("--top", type=int, default=5, help="of how many likeliest classes evidence is given")
+    parser.add_argument("--pixels", type=bool, default=False, help="take uint8 pixels and normalise them inside")
+    parser.add_argument("--upsample", type=bool, default=False, help="maps at the size of the picture")
+    parser.add_argument("--dynamic-size", type=bool, default=False, help="pictures of any height and width")
+
+
+def export(options: Namespace) -> dict[str, Any]:
+    """Write one graph that explains itself: logits, evidence and attention, checked against PyTorch."""
+    from lficam.export import export_model
+
+    model = _load(options.run, options)
+    wanted = (options.top, options.pixels, options.upsample, options.dynamic_size)
+    facts = export_model(model, options.out, options.format, *wanted)
+    print(f"{options.out}: differs from PyTorch by at most {facts['largest_difference']:.1e}")
+    return {name: value for name, value in facts.items() if name != "heat_colours"}
+
+
 def _params_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "recipes",
@@ -545,6 +570,7 @@ _VERBS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], 
     "scan": (_scan_arguments, scan),
     "sweep": (_sweep_arguments, sweep),
     "report": (_report_arguments, report),
+    "export": (_export_arguments, export),
     "params": (_params_arguments, params),
     "demo": (_demo_arguments, demo),
 }

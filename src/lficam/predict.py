@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from lficam import functional as LF
+from lficam import portable
 from lficam.contract import Preprocessing, TrainedClassifier, in_eval_mode
-from lficam.data.images import is_image_name, read_image, to_pixels
+from lficam.data.images import read_image, to_pixels
 from lficam.data.transforms import normalise, prepare
 from lficam.errors import DataError, InvalidInputError
 from lficam.explainers import create_explainer
@@ -102,18 +103,10 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     Raises:
         DataError: a path that does not exist, or a folder without image files.
     """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.is_file() and is_image_name(file))
-            if not inside:
-                raise DataError(f"{path}: no image files in this folder.")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise DataError(f"{path}: no such file or folder.")
-    return found
+    try:
+        return portable.find_images(paths)
+    except portable.PortableError as error:
+        raise DataError(str(error)) from error
 
 
 def explain_images(

@@ -11,11 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from lficam import functional as LF
+from lficam import portable
 from lficam.errors import InvalidInputError
-
-_FOR = torch.tensor([214.0, 39.0, 40.0]).view(3, 1, 1)
-_AGAINST = torch.tensor([31.0, 119.0, 180.0]).view(3, 1, 1)
 
 
 def overlay(image: Tensor, heat: Tensor, opacity: float = 0.55) -> Tensor:
@@ -32,9 +29,16 @@ def overlay(image: Tensor, heat: Tensor, opacity: float = 0.55) -> Tensor:
     >>> overlay(torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 4, 4)).shape
     torch.Size([3, 8, 8])
     """
-    values = _fit(heat, image)[0].clamp(0, 1).numpy()
-    colours = torch.from_numpy(mpl.colormaps["turbo"](values)[..., :3]).permute(2, 0, 1) * 255
-    return _blend(image, colours, torch.tensor(opacity))
+    return _drawn(portable.draw_heat(_pixels(image), _values(heat), heat_colours(), opacity))
+
+
+def heat_colours() -> np.ndarray:
+    """The colours of a map from 0 to 1, (256, 3) uint8.
+
+    >>> heat_colours().shape
+    (256, 3)
+    """
+    return mpl.colormaps["turbo"](np.arange(256), bytes=True)[:, :3]
 
 
 def overlay_signed(image: Tensor, evidence: Tensor, scale: float | None = None, opacity: float = 0.85) -> Tensor:
@@ -53,12 +57,7 @@ def overlay_signed(image: Tensor, evidence: Tensor, scale: float | None = None, 
     >>> overlay_signed(black, torch.ones(1, 1, 1)).flatten().tolist()
     [182, 33, 34]
     """
-    values = _fit(evidence, image)
-    top = float(values.abs().max()) if scale is None else scale
-    strength = (values / top).clamp(-1, 1) if top > 0 else torch.zeros_like(values)
-    colours = torch.where(strength >= 0, _FOR, _AGAINST)
-    grey = image.float().mean(dim=0, keepdim=True).expand(3, -1, -1)
-    return _blend(0.5 * image.float() + 0.5 * grey, colours, strength.abs() * opacity)
+    return _drawn(portable.draw_evidence(_pixels(image), _values(evidence), scale, opacity))
 
 
 def draw_box(image: Tensor, box: Sequence[float], colour: tuple[int, int, int] = (255, 255, 255)) -> Tensor:
@@ -118,12 +117,15 @@ def save_strips(strips: Sequence[Tensor], captions: Sequence[Sequence[str]], pat
     figure.savefig(path)
 
 
-def _fit(values: Tensor, image: Tensor) -> Tensor:
-    if values.ndim != 3 or values.shape[0] != 1:
-        raise InvalidInputError(f"map: expected (1, h, w), got {tuple(values.shape)}; pass one map at a time.")
-    size = (image.shape[-2], image.shape[-1])
-    return LF.upsample(values.detach().float().cpu().unsqueeze(0), size)[0]
+def _values(of_map: Tensor) -> np.ndarray:
+    if of_map.ndim != 3 or of_map.shape[0] != 1:
+        raise InvalidInputError(f"map: expected (1, h, w), got {tuple(of_map.shape)}; pass one map at a time.")
+    return of_map[0].detach().float().cpu().numpy()
 
 
-def _blend(image: Tensor, colours: Tensor, opacity: Tensor) -> Tensor:
-    return (opacity * colours + (1 - opacity) * image.float()).round().clamp(0, 255).to(torch.uint8)
+def _pixels(image: Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).numpy()
+
+
+def _drawn(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lficam.data import images
+from lficam import portable
 from lficam.data.images import read_image
 from lficam.errors import DataError
 
@@ -109,7 +109,7 @@ def test_broken_files_are_named(tmp_path):
 
 def test_the_pixel_limit_holds_before_decoding(tmp_path, monkeypatch):
     path = save(tmp_path, Image.fromarray(RGB))
-    monkeypatch.setattr(images, "PIXEL_LIMIT", 47)
+    monkeypatch.setattr(portable, "PIXEL_LIMIT", 47)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     with pytest.raises(DataError, match="over the limit"):
         read_image(path)

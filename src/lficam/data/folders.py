@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lficam.data.annotations import ANNOTATIONS_FILE, Objects, read_annotations
-from lficam.data.images import is_image_name
 from lficam.data.pictures import Pictures, read_whole_files
 from lficam.errors import DataError, LficamWarning
+from lficam.portable import is_image_name
 
 PARTS = {"train": ("train",), "val": ("val", "validation", "valid", "dev"), "test": ("test",)}
 QUARANTINE_FILE = "quarantine.txt"

@@ -1,28 +1,20 @@
-"""One decoder for every picture that enters: any common file to (3, H, W) uint8 RGB, or a plain error."""
+"""One decoder for every picture that enters: any common file to (3, H, W) uint8 RGB, or a plain error.
 
-import warnings
+What it does is in `lficam.portable`, which an exported model brings along.
+"""
+
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from lficam import portable
 from lficam.errors import DataError
+from lficam.portable import FORMATS
 
-EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-PIXEL_LIMIT = 50_000_000
 _FIRST_LYING_ORIENTATION = 5  # EXIF's 5 to 8 swap height and width
-
-# Pillow's remarks on odd metadata; real faults are raised. Once for all: a filter for the time of a call would be one
-# for all threads, and may stay when two of them leave in the wrong order.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
-def is_image_name(path: Path) -> bool:
-    """Whether a file's extension is one that `read_image` takes; hidden files are none."""
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -43,25 +35,14 @@ def read_image(path: str | Path) -> Tensor:
     ...
     lficam.errors.DataError: no-such-file.png: no such file.
     """
-    return torch.from_numpy(np.array(_decode(Path(path)))).permute(2, 0, 1).contiguous()
-
-
-def _decode(path: Path) -> Image.Image:
-    if not path.is_file():
-        raise DataError(f"{path}: no such file.")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > PIXEL_LIMIT:
-                raise DataError(f"{path}: {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,}; shrink it.")
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image), str(path))
-    except DataError:
-        raise
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path}: not a picture in one of the formats {', '.join(FORMATS)}.") from error
-    except Exception as error:  # Pillow raises many kinds on broken files (OSError, SyntaxError, ValueError, ...)
-        raise DataError(f"{path}: unreadable picture ({error}).") from error
+        return _to_tensor(portable.decode(Path(path)))
+    except portable.PortableError as error:
+        raise DataError(str(error)) from error
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -98,12 +79,13 @@ def to_pixels(picture: Image.Image | np.ndarray | Tensor) -> Tensor:
         values = picture.detach().cpu()
         values = values.float() if values.dtype == torch.bfloat16 else values
         picture = (values.movedim(0, -1) if values.ndim == 3 else values).numpy()
-    if isinstance(picture, np.ndarray):
-        picture = _image_of(picture)
-    if not isinstance(picture, Image.Image):
+    if not isinstance(picture, np.ndarray | Image.Image):
         raise DataError(f"picture: expected a path, a PIL image, an array or a tensor, got {type(picture).__name__}.")
-    rgb = to_rgb(ImageOps.exif_transpose(picture), "picture")
-    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1).contiguous()
+    try:
+        picture = _image_of(picture) if isinstance(picture, np.ndarray) else picture
+        return _to_tensor(portable.to_rgb(ImageOps.exif_transpose(picture), "picture"))
+    except portable.PortableError as error:
+        raise DataError(str(error)) from error
 
 
 def _image_of(pixels: np.ndarray) -> Image.Image:
@@ -116,35 +98,5 @@ def _image_of(pixels: np.ndarray) -> Image.Image:
         finite = pixels[np.isfinite(pixels)]
         if np.issubdtype(pixels.dtype, np.floating) and finite.size and not 0 <= finite.min() <= finite.max() <= 1:
             raise DataError("picture: expected floats in [0, 1]; undo any normalisation, or pass uint8.")
-        pixels = _to_bytes(pixels, "picture")
+        pixels = portable.to_bytes(pixels, "picture")
     return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and shape[2] == 1 else pixels)
-
-
-def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
-    """RGB with 8 bits: alpha on white, more than 8 bits scaled (by 65535, or to the picture's own range).
-
-    Raises:
-        DataError: NaN or infinite pixels; ``name`` says where.
-    """
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_to_bytes(np.asarray(image), name)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_bytes(pixels: np.ndarray, name: str) -> np.ndarray:
-    if not np.isfinite(pixels).all():
-        raise DataError(f"{name}: NaN or infinite pixels; mend or remove it.")
-    values = pixels.astype(np.float64)
-    if pixels.dtype == np.uint16 or (values.min() >= 0 and 255 < values.max() <= 65535):
-        low, high = 0.0, 65535.0
-    elif values.min() >= 0 and values.max() <= 1:
-        low, high = 0.0, 1.0
-    elif values.min() >= 0 and values.max() <= 255:
-        low, high = 0.0, 255.0
-    else:
-        low, high = values.min(), values.max()
-    # A picture of one value, of no usual range, is black.
-    return np.round((values - low) / ((high - low) or 1.0) * 255).astype(np.uint8)

@@ -10,9 +10,10 @@ from typing import Any
 
 from lficam.data.annotations import ANNOTATIONS_FILE
 from lficam.data.folders import QUARANTINE_FILE, TABLES, part_folders, printable, quarantined
-from lficam.data.images import is_image_name, read_image
+from lficam.data.images import read_image
 from lficam.errors import DataError
 from lficam.files import write_whole
+from lficam.portable import is_image_name
 from lficam.progress import track
 
 _SHOWN = 5

@@ -142,6 +142,10 @@ class PlainClassifier(nn.Module):
         """Images (N, 3, H, W) to the attended map, and what was made on the way."""
         return self.attend(self.forward_features(images), images)
 
+    def answer(self, seen: Attended) -> Tensor:
+        """Logits (N, C) from what `perceive` gives."""
+        return self._head(self._pre_pool(seen.features))
+
     def evidence_of(self, seen: Attended, classes: Tensor) -> Tensor:
         """Evidence of several classes at once, centred over all of them: `ClassEvidence` for a graph without Python.
 
