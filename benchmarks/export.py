@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import onnxruntime
 import torch
 
 import lficam
@@ -51,8 +52,6 @@ def write(backbone: str, folder: Path) -> None:
 def function(backbone: str, way: str, folder: Path):
     """A function of a batch of normalised pictures."""
     if way.startswith("onnxruntime"):
-        import onnxruntime
-
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = os.cpu_count()
         name = f"{backbone}-labels.onnx" if "labels" in way else f"{backbone}.onnx"
