@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lficam.evaluation import evaluate as evaluate
     from lficam.explainers import create_explainer as create_explainer
     from lficam.models.factory import create_model as create_model
+    from lficam.models.factory import from_pretrained as from_pretrained
     from lficam.models.factory import load as load
     from lficam.models.factory import wrap as wrap
     from lficam.predict import explain_images as explain_images
@@ -35,6 +36,7 @@ _HOMES = {
     "evaluate": "lficam.evaluation",
     "explain_images": "lficam.predict",
     "fit": "lficam.training",
+    "from_pretrained": "lficam.models.factory",
     "load": "lficam.models.factory",
     "load_source": "lficam.data.sources",
     "wrap": "lficam.models.factory",

@@ -431,6 +431,8 @@ def audit(options: Namespace) -> dict[str, Any]:
     for note in found.notes:
         print(note)
     print(f"audit: {write_audit(found.to_dict(), page)}")
+    if not options.out:
+        write_json(page.with_suffix(".json"), found.to_dict())
     if options.json:
         write_json(Path(options.json), found.to_dict())
     if found.failed:
@@ -539,6 +541,21 @@ def export(options: Namespace) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name != "heat_colours"}
 
 
+def _publish_arguments(parser: ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("repository", type=str, metavar="USER/NAME", help="on Hugging Face's hub; made if need be")
+    parser.add_argument("--private", type=bool, default=False, help="for its owner only")
+
+
+def publish(options: Namespace) -> dict[str, Any]:
+    """Upload a run's model to Hugging Face's hub, with a card of its own figures, its audit and a picture."""
+    from lficam.report.card import publish as upload
+
+    address = upload(options.run, _load(options.run, options), options.repository, private=options.private)
+    print(address)
+    return {"commit": address}
+
+
 def _params_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "recipes",
@@ -570,6 +587,7 @@ _VERBS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], 
     "scan": (_scan_arguments, scan),
     "sweep": (_sweep_arguments, sweep),
     "report": (_report_arguments, report),
+    "publish": (_publish_arguments, publish),
     "export": (_export_arguments, export),
     "params": (_params_arguments, params),
     "demo": (_demo_arguments, demo),

@@ -196,6 +196,27 @@ def load(
     return loaded.eval()
 
 
+def from_pretrained(name: str | Path, **options: Any) -> PlainClassifier:
+    """A model from Hugging Face's hub or from a directory, as `load`.
+
+    Args:
+        name: ``user/name``, or the directory.
+        options: ``revision``, ``token``, ``cache_dir``, ``local_files_only`` of the hub; ``model``, ``features`` and
+            ``head`` of `load`.
+
+    Raises:
+        RunError: nothing there, no network, or a damaged file.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = create_model("cifar_resnet20", method="plain").save_pretrained(folder)
+    ...     from_pretrained(folder).config.backbone
+    'cifar_resnet20'
+    """
+    with hub.plain_errors(str(name)):
+        return PlainClassifier.from_pretrained(name, **options)
+
+
 def _given_backbone(
     config: ModelConfig, model: nn.Module | str | None, features: Function | None, head: Function | None
 ) -> Backbone | None:

@@ -1,10 +1,12 @@
-"""A model as a directory: ``config.json`` and ``model.safetensors``, never a pickle."""
+"""A model as a directory: ``config.json`` and ``model.safetensors``, never a pickle; and on Hugging Face's hub."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
@@ -58,3 +60,43 @@ def read(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return config, load_tensors(weights)
     except SafetensorError as error:
         raise RunError(f"run: {path} is no safetensors file ({error}); restore it.") from error
+
+
+def card(config: Mapping[str, Any], repo_id: str, told: str = "") -> str:
+    """A model card: what the model is, how to use it, and what is ``told`` of it in Markdown."""
+    names = ", ".join(config["class_names"][:20]) + (" ..." if len(config["class_names"]) > 20 else "")
+    return f"""---
+library_name: lficam
+pipeline_tag: image-classification
+tags: [image-classification, explainability, class-activation-map, lficam]
+---
+
+# {repo_id.rpartition("/")[2]}
+
+An image classifier that explains itself, of lficam: {config["method"]} on
+{config["backbone"]}, {config["num_classes"]} classes{f": {names}" if names else ""}.
+
+```python
+import lficam
+
+model = lficam.from_pretrained("{repo_id}")
+explanation = model.predict("PICTURE.jpg")
+explanation.label, explanation.probability, explanation.evidence
+```
+
+An attention map has no class and is no reason for a label. The class evidence is what the label's logit sums, place by
+place, on the last grid.
+{told}"""
+
+
+@contextmanager
+def plain_errors(repo_id: str) -> Iterator[None]:
+    """What the hub refuses, as one sentence."""
+    try:
+        yield
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunError(
+            f"hub: {repo_id} cannot be read or written ({reason}); mend the name, log in with hf auth login, or try "
+            "again when the network is there."
+        ) from error

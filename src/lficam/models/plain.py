@@ -1,15 +1,17 @@
 """A trunk behind the contract, without attention: the plain CNN, and what LFI-CAM and ABN have in common with it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
+from huggingface_hub import ModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
 from lficam import functional as LF
 from lficam.contract import ClassIndex, ModelConfig, Prediction, check_images, resolve_class_idx
 from lficam.errors import InvalidInputError
+from lficam.files import write_whole
 from lficam.models import hub
 from lficam.models.backbones import Backbone, layers_before_logits, linear_head, pre_pool, reduction
 from lficam.models.wrapped import WrappedBackbone
@@ -28,7 +30,7 @@ class Attended(NamedTuple):
     attention_logits: Tensor | None = None
 
 
-class PlainClassifier(nn.Module):
+class PlainClassifier(nn.Module, ModelHubMixin):
     """The plain CNN: no attention, but exact class evidence in the same pass.
 
     Args:
@@ -49,13 +51,75 @@ class PlainClassifier(nn.Module):
         self.backbone = backbone
         self._pools_into_linear = linear_head(backbone) is not None
 
-    def save_pretrained(self, directory: str | Path) -> Path:
+    def save_pretrained(  # type: ignore[override]
+        self, directory: str | Path, *, model_card_kwargs: Mapping[str, str | bytes] | None = None, **_hub: Any
+    ) -> Path:
         """Write ``config.json`` and ``model.safetensors`` to a directory; `lficam.load` reads them.
+
+        Args:
+            directory: made if need be.
+            model_card_kwargs: further files, name and content; ``push_to_hub`` hands them on.
 
         Returns:
             The directory.
         """
-        return hub.write(directory, self.config.to_dict(), self.state_dict())
+        written = hub.write(directory, self.config.to_dict(), self.state_dict())
+        for name, content in (model_card_kwargs or {}).items():
+            write_whole(written / name, content)
+        return written
+
+    def push_to_hub(
+        self, repo_id: str, *, model_card_kwargs: Mapping[str, str | bytes] | None = None, **options: Any
+    ) -> str:
+        """Upload the model with a card to Hugging Face's hub; `lficam.report.publish` adds what is known of its run.
+
+        Args:
+            repo_id: ``user/name``.
+            model_card_kwargs: files of the card, with ``README.md``; None: a card that says what the model is.
+            options: of `huggingface_hub.ModelHubMixin.push_to_hub`, such as ``private`` and ``token``.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            RunError: the hub cannot be reached, or refuses.
+        """
+        files = model_card_kwargs or {"README.md": hub.card(self.config.to_dict(), repo_id)}
+        with hub.plain_errors(repo_id):
+            return super().push_to_hub(repo_id, model_card_kwargs=dict(files), **options)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: Any,
+        force_download: bool,
+        local_files_only: bool,
+        token: Any,
+        **model_kwargs: Any,
+    ) -> "PlainClassifier":
+        """What ``from_pretrained`` of the mixin asks for: a directory, or a repository that becomes one."""
+        from lficam.models.factory import load  # noqa: PLC0415 - it builds all models, this one too
+
+        # The mixin adds what it finds in config.json; that is read again, and checked, with the weights.
+        own_code = {name: model_kwargs[name] for name in ("model", "features", "head") if name in model_kwargs}
+        if Path(model_id).is_dir():
+            return load(model_id, **own_code)
+        files = [
+            hf_hub_download(
+                model_id,
+                name,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+            for name in (hub.WEIGHTS_FILE, hub.CONFIG_FILE)
+        ]
+        return load(Path(files[0]).parent, **own_code)
 
     def predict(
         self, pictures: Picture | Sequence[Picture], class_name: str | int | None = None, batch_size: int = 32
