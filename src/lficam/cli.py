@@ -300,6 +300,10 @@ def _explain_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--class", dest="class_name", type=str, default=None, help="explain this class, not the predicted"
     )
+    parser.add_argument(
+        "--format", type=Literal["pictures", "parquet"], default="pictures", help="parquet: for very many; resumes"
+    )
+    parser.add_argument("--devices", type=int, default=1, help="processes, with --format parquet")
 
 
 def explain(options: Namespace) -> dict[str, Any]:
@@ -309,6 +313,8 @@ def explain(options: Namespace) -> dict[str, Any]:
     from lficam.progress import track
     from lficam.visualize import save_png
 
+    if options.format == "parquet":
+        return _explain_to_parquet(options)
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"out: {out} exists and is not empty; name a new directory. Nothing was changed.")
@@ -331,6 +337,22 @@ def explain(options: Namespace) -> dict[str, Any]:
     if failed:
         raise DataError(f"{len(failed)} of {len(paths)} files could not be explained: {' '.join(failed)}")
     return {"out": str(out), "explanations": rows}
+
+
+def _explain_to_parquet(options: Namespace) -> dict[str, Any]:
+    from lficam.batch import explain_to_parquet
+    from lficam.models.factory import load
+    from lficam.predict import find_images
+
+    if options.class_name is not None:
+        raise InvalidInputError("class: shards hold the predicted class; leave --class out, or take --format pictures.")
+    model, paths = load(options.run, options.model), find_images(options.paths)
+    found = explain_to_parquet(options.run, model, paths, options.out, options.device, options.devices)
+    if not found:  # another process speaks
+        return found
+    broken = f"; {found['broken']} could not be read, their rows say why" if found["broken"] else ""
+    print(f"{found['pictures']} pictures in {found['shards']} shards, in {options.out}{broken}")
+    return found
 
 
 def _compare_arguments(parser: ArgumentParser) -> None:

@@ -2,9 +2,7 @@
 
 import csv
 import io
-import logging
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +38,7 @@ from lficam.files import read_record, write_json, write_whole
 from lficam.models.factory import build, load
 from lficam.models.plain import PlainClassifier
 from lficam.models.wrapped import is_factory_name
-from lficam.progress import progress_bar
+from lficam.progress import progress_bar, quiet_lightning
 from lficam.recipes import Recipe
 from lficam.retrofit import compare_with, freeze_backbone, pretrained_classifier, start_from
 
@@ -383,7 +381,7 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     trainer, keeper, progress = _trainer(recipe, directory)
     _set_modes(model, recipe)
     model.to(memory_format=torch.channels_last)
-    with _quiet(), _threads_given_back():
+    with quiet_lightning(), _threads_given_back():
         try:
             trainer.fit(task, datamodule=data, ckpt_path=last, weights_only=True)
         except Terminated:
@@ -519,7 +517,7 @@ def _trainer(recipe: Recipe, directory: Path) -> tuple[pl.Trainer, KeepCheckpoin
     keeper = KeepCheckpoints(directory / CHECKPOINTS, recipe.checkpoint_minutes)
     files = RunFiles(directory)
     progress = TrainingProgress(files)
-    with _quiet():
+    with quiet_lightning():
         trainer = pl.Trainer(
             accelerator=device,
             devices=recipe.devices,
@@ -555,24 +553,6 @@ def _threads_given_back() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's hints are for those who write training scripts; our users have a bar and plain errors."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", module="pytorch_lightning")
-        warnings.filterwarnings("ignore", module="lightning_fabric")
-        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
 
 
 def _choose_weights(directory: Path, task: ClassificationTask, trainer: pl.Trainer, validated: bool) -> dict[str, Any]:

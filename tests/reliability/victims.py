@@ -131,3 +131,25 @@ def explaining(times, answer):
 def _resident():
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
+
+
+def explaining_to_parquet(run, paths, out, kill_after):
+    """Explain into shards; die after some pictures."""
+    import torch
+
+    import lficam
+    from lficam import batch
+
+    torch.set_num_threads(1)
+    explain = batch.explain_images
+
+    def struck(model, pictures):
+        for result in explain(model, pictures):
+            nonlocal kill_after
+            kill_after -= 1
+            if kill_after == 0:
+                DEEDS["kill"]()
+            yield result
+
+    batch.explain_images = struck
+    batch.explain_to_parquet(run, lficam.load(run), [Path(path) for path in paths], out, device="cpu", shard_rows=5)
