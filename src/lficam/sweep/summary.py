@@ -131,8 +131,9 @@ def _mapped(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _curves(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Accuracy after each epoch, a line a run, an axes a variant; the variant compared with in grey behind."""
-    variants, columns = list(sweep.variants), min(len(sweep.variants), 5)
-    height = -(-len(variants) // columns)
+    variants = list(sweep.variants)
+    height = -(-len(variants) // 5)
+    columns = -(-len(variants) // height)
     figure = Figure(figsize=(2.4 * columns, 2.1 * height), dpi=130, layout="constrained")
     grid = figure.subplots(height, columns, squeeze=False, sharex=True, sharey=True)
     for axes in grid.flat[len(variants) :]:
@@ -144,7 +145,7 @@ def _curves(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_title(variant, fontsize=8)
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("epoch", fontsize=8)
+    figure.supxlabel("epoch" + (f" (grey: {sweep.against})" if sweep.against else ""), fontsize=8)
     figure.supylabel("accuracy, %", fontsize=8)
     return figure
 
