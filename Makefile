@@ -15,7 +15,7 @@ test: $(VENV)/installed-dev  ## the test suite, on two cores under five minutes
 	$(BIN)/python -m pytest -n 2 --dist worksteal -q tests
 
 torture: $(VENV)/installed-dev  ## the reliability tests at their full counts, with a table of what they measured
-	$(BIN)/python -m pytest -q tests/reliability tests/test_export.py --torture
+	$(BIN)/python -m pytest -q tests/reliability tests/test_export.py tests/test_batch.py tests/serving --torture
 
 check: $(VENV)/installed-dev  ## format, lint, types, import direction, doctests, tests
 	$(BIN)/ruff format --check .

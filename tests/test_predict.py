@@ -80,6 +80,20 @@ def test_files_and_folders_are_found_and_broken_ones_reported(picture, tmp_path)
         find_images([tmp_path / "empty"])
 
 
+def test_doubts_are_told(picture):
+    explanation = make("lfi").predict(picture)
+    assert explanation.doubts()[0].startswith("The model is not sure: ")
+    explanation.probability = 0.9
+    explanation.evidence = -torch.ones(1, 2, 2)
+    explanation.attention = torch.zeros(1, 2, 2)
+    explanation.size = (3, 4)
+    assert [doubt.split()[0:2] for doubt in explanation.doubts()] == [
+        ["No", "place"],
+        ["The", "attention"],
+        ["The", "picture"],
+    ]
+
+
 def test_a_batch_says_what_single_pictures_say(picture):
     model = make("lfi")
     together = list(explain_images(model, [picture] * 3, batch_size=2))

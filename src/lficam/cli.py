@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -563,6 +564,38 @@ def export(options: Namespace) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if name != "heat_colours"}
 
 
+def _serve_arguments(parser: ArgumentParser) -> None:
+    _run_arguments(parser)
+    parser.add_argument("--host", type=str, default="127.0.0.1", help="this machine alone unless another is named")
+    parser.add_argument("--port", type=int, default=7860, help="of the page and the endpoint")
+    parser.add_argument("--seconds", type=float, default=30.0, help="that a request may take")
+    parser.add_argument("--waiting", type=int, default=32, help="requests that may wait; more are told 503")
+    parser.add_argument("--megabytes", type=float, default=10.0, help="of a request")
+    parser.add_argument("--examples", type=str, nargs="*", default=[], metavar="PATH", help="pictures to try")
+
+
+def serve(options: Namespace) -> dict[str, Any]:
+    """Serve a run on this machine: a page for people, POST /api/explain for programs."""
+    os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    folder = tempfile.TemporaryDirectory(prefix="lficam-serve-")  # of what people upload, gone with the server
+    os.environ["GRADIO_TEMP_DIR"] = folder.name
+    try:
+        from lficam.serving.api import Limits
+        from lficam.serving.server import create_server, require_free_port, run_server
+    except ImportError as error:
+        raise InvalidInputError(f"serve: {error}; pip install 'lficam[serve]'.") from error
+    from lficam.predict import find_images
+
+    require_free_port(options.host, options.port)
+    limits = Limits(int(options.megabytes * 2**20), options.seconds, options.waiting)
+    examples = [str(path) for path in find_images(options.examples)] if options.examples else []
+    app = create_server(_load(options.run, options), limits, examples)
+    print(f"lficam: http://{options.host}:{options.port} (page), /api/explain (programs); Ctrl-C ends it", flush=True)
+    with folder:
+        run_server(app, options.host, options.port, options.seconds)
+    return {}
+
+
 def _publish_arguments(parser: ArgumentParser) -> None:
     _run_arguments(parser)
     parser.add_argument("repository", type=str, metavar="USER/NAME", help="on Hugging Face's hub; made if need be")
@@ -609,6 +642,7 @@ _VERBS: dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], 
     "scan": (_scan_arguments, scan),
     "sweep": (_sweep_arguments, sweep),
     "report": (_report_arguments, report),
+    "serve": (_serve_arguments, serve),
     "publish": (_publish_arguments, publish),
     "export": (_export_arguments, export),
     "params": (_params_arguments, params),

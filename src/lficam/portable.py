@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -40,28 +40,33 @@ def is_image_name(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
 
 
-def decode(path: Path) -> Image.Image:
+def decode(source: Path | BinaryIO, name: str = "") -> Image.Image:
     """A picture as people see it: upright, first frame, transparency on white, 16 bit and float scaled to 8; RGB.
+
+    Args:
+        source: a file's path, or an open file.
+        name: what errors call it; the path unless given.
 
     Raises:
         PortableError: missing, unreadable, truncated, not a picture, over 50 million pixels (checked before decoding),
             or with NaN or infinite pixels.
     """
-    if not path.is_file():
-        raise PortableError(f"{path}: no such file.")
+    name = name or str(source)
+    if isinstance(source, Path) and not source.is_file():
+        raise PortableError(f"{name}: no such file.")
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(source, formats=FORMATS) as image:
             width, height = image.size
             if width * height > PIXEL_LIMIT:
-                raise PortableError(f"{path}: {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,}; shrink it.")
+                raise PortableError(f"{name}: {width} x {height} pixels, over the limit of {PIXEL_LIMIT:,}; shrink it.")
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image), str(path))
+            return to_rgb(ImageOps.exif_transpose(image), name)
     except PortableError:
         raise
     except UnidentifiedImageError as error:
-        raise PortableError(f"{path}: not a picture in one of the formats {', '.join(FORMATS)}.") from error
+        raise PortableError(f"{name}: not a picture in one of the formats {', '.join(FORMATS)}.") from error
     except Exception as error:  # Pillow raises many kinds on broken files (OSError, SyntaxError, ValueError, ...)
-        raise PortableError(f"{path}: unreadable picture ({error}).") from error
+        raise PortableError(f"{name}: unreadable picture ({error}).") from error
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -71,6 +71,21 @@ class Explanation:
             "seen": [round(value, 2) for value in self.crop],
         }
 
+    def doubts(self) -> list[str]:
+        """Why this explanation may be worth little, in sentences; none is no promise that it is worth much."""
+        doubts = []
+        if self.probability < 0.5:
+            doubts.append(f"The model is not sure: {self.label} has a probability of {self.probability:.0%}.")
+        if self.evidence is not None and not (self.evidence > 0).any():
+            doubts.append(f"No place of the picture speaks for {self.label}.")
+        if self.attention is not None and float(self.attention.max() - self.attention.min()) < 0.05:
+            doubts.append("The attention map is flat: it points nowhere.")
+        if min(self.size) < min(self.image.shape[-2:]) // 4:
+            doubts.append(
+                f"The picture is small ({self.size[1]} x {self.size[0]} pixels); the network saw it enlarged."
+            )
+        return doubts
+
     def on_picture(self, values: Tensor) -> Tensor:
         """A map of this explanation, such as ``evidence``, at the picture's own pixels.
 

@@ -1,0 +1,1 @@
+"""A trained model as a page for people and an endpoint for programs, on this machine alone."""
