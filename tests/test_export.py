@@ -45,7 +45,7 @@ def exported(tmp_path_factory):
 def pictures(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
-    for number, (width, height) in enumerate([(50, 40), (32, 90), (36, 36), (200, 100)]):
+    for number, (width, height) in enumerate([(50, 40), (32, 90), (36, 36), (200, 100), (3, 900)]):
         smooth = Image.fromarray(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)).resize((width, height))
         smooth.save(folder / f"{number}.png")
     return folder
@@ -169,6 +169,19 @@ def test_a_graph_that_says_something_else_is_not_left_behind(tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_graph_that_is_not_finite_is_not_left_behind(tmp_path, monkeypatch):
+    def broken(path):
+        return lambda images: {
+            **ExplainingGraph(make())(images),
+            "attention": torch.full((len(images), 1, 8, 8), torch.nan),
+        }
+
+    monkeypatch.setattr(export, "_run_onnx", broken)
+    with pytest.raises(InvalidInputError, match="the graph's attention is not finite"):
+        export_model(make(), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -224,11 +237,11 @@ sys.exit(main())
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     (pictures / "broken.jpg").unlink()
     assert done.returncode == 2, done.stderr
-    assert done.stdout.startswith("4 explained")
-    assert "1 of 5 files could not be explained" in done.stderr
+    assert done.stdout.startswith("5 explained")
+    assert "1 of 6 files could not be explained" in done.stderr
     assert "broken.jpg: not a picture" in done.stderr
     rows = [json.loads(line) for line in (tmp_path / "out" / "explanations.jsonl").read_text().splitlines()]
-    assert [row["label"].startswith("class ") for row in rows] == [True] * 4
+    assert [row["label"].startswith("class ") for row in rows] == [True] * 5
     assert all((tmp_path / "out" / row["picture"]).is_file() for row in rows)
 
 

@@ -145,7 +145,13 @@ def test_other_settings_are_another_run_and_stability_survives_the_loss_of_maps(
         ({"variants": {"a": {"epoch": 1}}, "against": ""}, "settings that no recipe has"),
         ({"against": "nobody"}, "against 'nobody' is none of"),
         ({"seeds": 3}, "expected recipe, variants, runs"),
-        ({"panels": {"a": {"pictures": 3}}}, "panel a needs pictures"),
+        ({"panels": {"a": {"pictures": 3}}}, "panel a needs a name"),
+        ({"panels": {"a": {"pictures": 0, "columns": []}}}, "panel a needs"),
+        ({"panels": {"summary": {"pictures": 3, "columns": []}}}, "panel summary needs a name of its own"),
+        (
+            {"variants": {"a": {"init_from": "b"}, "b": {"init_from": "a"}}, "against": ""},
+            "a starts from b starts from a",
+        ),
         ({"panels": {"a": {"pictures": 3, "columns": ["LFI-CAM"]}}}, "a column of panel a needs variant and map"),
         ({"panels": {"a": {"pictures": 3, "columns": [{"variant": "LFI-CAM", "map": "cam"}]}}}, "shows cam of LFI-CAM"),
         (

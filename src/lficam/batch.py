@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_only
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -59,12 +59,15 @@ def explain_to_parquet(
         from pyarrow import parquet  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise InvalidInputError(f"format: parquet needs pyarrow ({error}); pip install 'lficam[batch]'.") from error
+    if shard_rows < 1:
+        raise InvalidInputError(f"shard_rows: expected at least 1, got {shard_rows}.")
     accelerator, out = resolve_device(device, devices), Path(out)
     manifest = _manifest(Path(run), paths, shard_rows)
     if getattr(rank_zero_only, "rank", 0) == 0:
         _claim(out, manifest)
     count = -(-len(paths) // shard_rows)
     task = _ShardTask(model, [str(path) for path in paths], out, manifest)
+    bar = _bar()
     with quiet_lightning():
         trainer = pl.Trainer(
             accelerator=accelerator,
@@ -74,9 +77,14 @@ def explain_to_parquet(
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            callbacks=[_ShardProgress(count)],
+            callbacks=[_ShardProgress(bar, count)],
         )
-        trainer.predict(task, return_predictions=False)
+        try:
+            trainer.predict(task, return_predictions=False)
+        except SystemExit as stop:  # Lightning's answer to an interruption
+            raise KeyboardInterrupt from stop
+        finally:
+            bar.stop()
     trainer.strategy.barrier()
     if not trainer.is_global_zero:
         return {}
@@ -167,13 +175,16 @@ def _map(name: str, values: Tensor | None) -> dict[str, Any]:
     return {name: values.flatten().numpy().astype(np.float16), f"{name}_grid": list(values.shape[1:])}
 
 
+def _bar() -> Progress:
+    columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
+    return progress_bar(*columns, TimeRemainingColumn(compact=True))
+
+
 class _ShardProgress(pl.Callback):
     """A bar of shards, of the first rank's share."""
 
-    def __init__(self, count: int) -> None:
-        columns = (TextColumn("explaining"), BarColumn(), MofNCompleteColumn(), TextColumn("shards"))
-        self.bar = progress_bar(*columns, TimeRemainingColumn(compact=True))
-        self.count = count
+    def __init__(self, bar: Progress, count: int) -> None:
+        self.bar, self.count = bar, count
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show it."""
@@ -193,10 +204,6 @@ class _ShardProgress(pl.Callback):
         """Move on."""
         if trainer.is_global_zero:
             self.bar.advance(self.task)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Take it away."""
-        self.bar.stop()
 
 
 def read_map(row: dict[str, Any], name: str) -> np.ndarray | None:

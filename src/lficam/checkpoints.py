@@ -180,8 +180,13 @@ class KeepCheckpoints(pl.Callback):
         return {"best_accuracy": self.best_accuracy}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with it."""
+        """Go on with it; where the best weights are damaged or gone, those of the epochs to come are compared anew."""
         self.best_accuracy = state_dict["best_accuracy"]
+        reason = _fault(self.best) if self.best_accuracy is not None else None
+        if reason is not None:
+            told = f"{self.best} is damaged ({reason}); the best of the epochs to come takes its place."
+            warnings.warn(told, LficamWarning, stacklevel=2)
+            self.best_accuracy = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen, after Lightning has put its own handlers in place; start the clock."""
@@ -208,8 +213,8 @@ class KeepCheckpoints(pl.Callback):
         # The step that ends an epoch belongs to the checkpoint behind its validation.
         if (ending or due) and batch_idx + 1 < trainer.num_training_batches:
             self._save(trainer)
-        if ending:
-            self._end()
+            if ending:
+                self._end()
 
     def on_validation_batch_end(
         self,
@@ -220,7 +225,12 @@ class KeepCheckpoints(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """End if somebody asked for it."""
+        """End if somebody asked for it; several ranks, which may have batches in different numbers, do so together."""
+        if trainer.world_size == 1 and self._asked is not None:
+            self._end()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """As above, for several ranks."""
         if self._over_ranks(trainer, self._asked is not None):
             self._end()
 

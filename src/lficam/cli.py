@@ -309,6 +309,7 @@ def _explain_arguments(parser: ArgumentParser) -> None:
 
 def explain(options: Namespace) -> dict[str, Any]:
     """Explain image files: a picture each (evidence, then attention) and explanations.jsonl."""
+    from lficam.data.folders import printable
     from lficam.errors import DataError, RunError
     from lficam.predict import explain_images, find_images
     from lficam.progress import track
@@ -327,13 +328,13 @@ def explain(options: Namespace) -> dict[str, Any]:
             failed.append(str(result))
             continue
         out.mkdir(parents=True, exist_ok=True)
-        picture = f"{number:05d}-{Path(result.path).stem}.png"
+        picture = portable.file_name(number, result.path)
         save_png(result.picture(), out / picture)
         rows.append({**result.to_dict(), "picture": picture})
         with (out / "explanations.jsonl").open("a") as lines:
             lines.write(json.dumps(rows[-1]) + "\n")
     for row in rows[:20]:
-        print(f"{row['path']}  {row['label']}  {row['probability']:.1%}  {row['map']} peak {row['peak']}")
+        print(f"{printable(row['path'])}  {row['label']}  {row['probability']:.1%}  {row['map']} peak {row['peak']}")
     print(f"{len(rows)} explained, in {out}")
     if failed:
         raise DataError(f"{len(failed)} of {len(paths)} files could not be explained: {' '.join(failed)}")
@@ -492,6 +493,8 @@ def scan(options: Namespace) -> dict[str, Any]:
     if options.quarantine and found.broken:
         write_quarantine(found)
         print(f"{Path(options.folder) / QUARANTINE_FILE}: {len(found.broken)} files, left out from now on")
+    if options.json:
+        write_json(Path(options.json), found.to_dict())
     if found.leaks or (found.broken and not options.quarantine):
         raise GateError("scan: the folder has faults; mend them, or pass --quarantine true to leave broken files out.")
     return found.to_dict()
@@ -511,8 +514,9 @@ def sweep(options: Namespace) -> dict[str, Any]:
     plan = read_sweep(options.file, options.data)
     if not options.only_tables:
         run_sweep(plan, options.runs)
-        draw_panels(plan)
     print(write_summary(plan))
+    if not options.only_tables:
+        draw_panels(plan)
     return {"records": str(plan.records_file)}
 
 

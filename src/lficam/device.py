@@ -18,6 +18,8 @@ def resolve_device(device: str, count: int = 1) -> str:
     >>> resolve_device("cpu", count=2)
     'cpu'
     """
+    if count < 1:
+        raise InvalidInputError(f"devices: expected at least 1, got {count}.")
     here = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     if device == "auto":
         device = next(name for name, number in here.items() if number)

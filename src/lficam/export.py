@@ -224,10 +224,12 @@ def _check(
                 if not torch.equal(found[name][:, 0], values[:, 0]):
                     raise InvalidInputError(f"export: the graph names other classes than the model, batch of {count}.")
                 continue
+            if not torch.isfinite(found[name]).all():
+                raise InvalidInputError(f"export: the graph's {name} is not finite for a batch of {count}.")
             scale = max(float(values.abs().max()), 1.0)
             worst = max(worst, float((found[name] - values).abs().max()) / scale)
         worst = max(worst, _missing_evidence(graph, found))
-    if worst > _TOLERANCE:
+    if not worst <= _TOLERANCE:
         raise InvalidInputError(f"export: the graph differs from the model by {worst:.1e}, more than {_TOLERANCE:.0e}.")
     return worst
 

@@ -1,6 +1,6 @@
 """Dataclasses that hold what their annotations say, whoever filled them in: a file, a program, a person."""
 
-import math
+import sys
 import types
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -43,7 +43,7 @@ def _holds(value: Any, kind: Any) -> bool:
 
 
 def _is_number(value: Any, _inner: tuple[Any, ...]) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def _is_mapping(value: Any, _inner: tuple[Any, ...]) -> bool:

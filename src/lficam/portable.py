@@ -24,6 +24,7 @@ PIXEL_LIMIT = 50_000_000
 METADATA = "lficam"
 FOR, AGAINST = (214.0, 39.0, 40.0), (31.0, 119.0, 180.0)
 _BATCH = 16
+_THINNEST = 4
 _SIDE = 224
 
 # Pillow's remarks on odd metadata; real faults are raised. Once for all: a filter for the time of a call would be one
@@ -224,6 +225,11 @@ class PortableModel:
 
     def _seen(self, picture: Image.Image) -> np.ndarray:
         """(S, S, 3) uint8: short side to ``resize``, then the centre crop."""
+        longest = _THINNEST * min(picture.size)
+        if max(picture.size) > longest:  # the crop does not see the ends, which enlarged would not fit into memory
+            left, top = (max(side - longest, 0) // 2 for side in picture.size)
+            right, bottom = (min(start + longest, side) for start, side in zip((left, top), picture.size, strict=True))
+            picture = picture.crop((left, top, right, bottom))
         size, (width, height) = self.facts["size"], self._resized(picture)
         if (width, height) != picture.size:
             picture = picture.resize((width, height), Image.Resampling.BILINEAR)
@@ -310,28 +316,38 @@ def region(heat: np.ndarray) -> tuple[int, int, int, int]:
     span = heat.max() - heat.min()
     if not span > 0:
         return 0, 0, width, height
-    left = (heat - heat.min()) / span >= 0.5
-    largest: list[tuple[int, int]] = []
-    for row, column in np.argwhere(left):
-        if left[row, column]:
-            members = _taken(left, (int(row), int(column)))
-            largest = members if len(members) > len(largest) else largest
-    rows, columns = zip(*largest, strict=True)
-    return min(columns), min(rows), max(columns) + 1, max(rows) + 1
+    runs, parents = _connected_runs((heat - heat.min()) / span >= 0.5)
+    regions: dict[int, list[tuple[int, int, int]]] = {}
+    for number, run in enumerate(runs):
+        regions.setdefault(_root(parents, number), []).append(run)
+    largest = max(regions.values(), key=lambda members: sum(stop - start for _, start, stop in members))
+    rows, starts, stops = zip(*largest, strict=True)
+    return min(starts), min(rows), max(stops), max(rows) + 1
 
 
-def _taken(left: np.ndarray, start: tuple[int, int]) -> list[tuple[int, int]]:
-    """The region around a place, which is taken out of what is left."""
-    members, waiting = [], [start]
-    left[start] = False
-    while waiting:
-        row, column = waiting.pop()
-        members.append((row, column))
-        for place in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
-            if 0 <= place[0] < left.shape[0] and 0 <= place[1] < left.shape[1] and left[place]:
-                left[place] = False
-                waiting.append(place)
-    return members
+def _connected_runs(mask: np.ndarray) -> tuple[list[tuple[int, int, int]], list[int]]:
+    """The runs (row, start, stop) of a mask in reading order, and for each an earlier one it hangs together with."""
+    runs: list[tuple[int, int, int]] = []
+    parents: list[int] = []
+    above: range = range(0)
+    for row, line in enumerate(mask):
+        edges = np.flatnonzero(np.diff(line, prepend=False, append=False)).tolist()
+        first = len(runs)
+        for start, stop in zip(edges[::2], edges[1::2], strict=True):
+            parents.append(len(runs))
+            for other in above:
+                if runs[other][1] < stop and start < runs[other][2]:
+                    one, two = sorted((_root(parents, other), _root(parents, len(runs))))
+                    parents[two] = one
+            runs.append((row, start, stop))
+        above = range(first, len(runs))
+    return runs, parents
+
+
+def _root(parents: list[int], number: int) -> int:
+    while parents[number] != number:
+        number = parents[number]
+    return number
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -370,6 +386,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PortableError as error:
         print(f"lficam: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"lficam: {error.strerror or error}: {error.filename or 'no file named'}.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lficam: interrupted.", file=sys.stderr)
+        return 130
+
+
+def file_name(number: int, path: str) -> str:
+    """The picture of an explanation: a number, and as much of the picture's own name as every file system takes."""
+    return f"{number:05d}-{Path(path).stem[:60]}.png"
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -382,7 +409,7 @@ def _predict(options: argparse.Namespace) -> int:
             failed.append(str(result))
             continue
         out.mkdir(parents=True, exist_ok=True)
-        picture = f"{number:05d}-{Path(result.row['path']).stem}.png"
+        picture = file_name(number, result.row["path"])
         model.draw(result).save(out / picture)
         with (out / "explanations.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({**result.row, "picture": picture}) + "\n")

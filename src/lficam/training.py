@@ -3,7 +3,8 @@
 import csv
 import io
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,24 +29,24 @@ from lficam.checkpoints import (
     read_checkpoint,
 )
 from lficam.contract import ModelConfig, Prediction, Preprocessing
-from lficam.data.folders import QUARANTINE_FILE
 from lficam.data.module import Batch, ImageData
 from lficam.data.sampling import step_seed
-from lficam.data.sources import Source, load_source
+from lficam.data.sources import Source, load_source, shown_source
 from lficam.device import native_bfloat16, resolve_device
-from lficam.errors import DataError, InvalidInputError, RunError
+from lficam.errors import DataError, InvalidInputError, LficamWarning, RunError
 from lficam.files import read_record, write_json, write_whole
 from lficam.models.factory import build, load
 from lficam.models.plain import PlainClassifier
 from lficam.models.wrapped import is_factory_name
 from lficam.progress import progress_bar, quiet_lightning
-from lficam.recipes import Recipe
+from lficam.recipes import Recipe, recipe_from_values
 from lficam.retrofit import compare_with, freeze_backbone, pretrained_classifier, start_from
 
 RECIPE_FILE = "recipe.yaml"
 METRICS_FILE = "metrics.json"
 CURVES_FILE = "metrics.csv"
 CHECKPOINTS = "checkpoints"
+LEFT_OUT_FILE = "left-out.txt"
 # How a run is made, not what comes out of it: a resumed run may have others.
 _MAY_CHANGE = ("workers", "worker_timeout", "checkpoint_minutes")
 
@@ -115,9 +116,18 @@ class ClassificationTask(pl.LightningModule):
         """Add what a run needs to go on to the bit: the sums of its epoch, and the threads, which change rounding."""
         checkpoint["sums"] = torch.tensor([self._over_all_ranks(sums) for sums in self.sums])
         checkpoint["threads"] = self.threads
+        checkpoint["pictures"] = self.trainer.datamodule.fingerprint  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Go on with them.
+
+        Raises:
+            RunError: the training pictures are not those that the run began with.
+        """
+        if checkpoint["pictures"] != self.trainer.datamodule.fingerprint:  # type: ignore[attr-defined]
+            raise RunError(
+                "out: the run there was begun with other training pictures; restore them, or name a new directory."
+            )
         self.sums = checkpoint["sums"]
         self.threads = checkpoint["threads"]
         torch.set_num_threads(self.threads)
@@ -223,11 +233,17 @@ class RunFiles(pl.Callback):
         self.started = time.perf_counter() - self.elapsed
         if trainer.is_global_zero:
             rows = [row for row in read_curves(self.path.parent) if int(row["epoch"]) < trainer.current_epoch]
-            table = io.StringIO(newline="")
-            writer = csv.DictWriter(table, self.FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
+            self._write(rows)
+
+    def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, self.FIELDS)
+        writer.writeheader()
+        writer.writerows(rows)
+        try:
             write_whole(self.path, table.getvalue())
+        except OSError as error:
+            raise RunError(f"run: {self.path} could not be written ({error}); make room, and go on.") from error
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; note the rate before the epoch's schedule moves it."""
@@ -251,8 +267,7 @@ class RunFiles(pl.Callback):
             "images_per_second": self.rate,
         }
         if trainer.is_global_zero:
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, self.FIELDS).writerow({"epoch": trainer.current_epoch, **figures})
+            self._write([*read_curves(self.path.parent), {"epoch": trainer.current_epoch, **figures}])
             for logger in trainer.loggers:
                 logger.log_metrics(figures, trainer.global_step)
 
@@ -376,7 +391,7 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     task = ClassificationTask(model, recipe)
     if is_main:
         directory.mkdir(parents=True, exist_ok=True)
-        _write_quarantine(directory / QUARANTINE_FILE, source)
+        _write_left_out(directory / LEFT_OUT_FILE, source)
         write_whole(directory / RECIPE_FILE, yaml.safe_dump(recipe.to_dict(), sort_keys=False))
     trainer, keeper, progress = _trainer(recipe, directory)
     _set_modes(model, recipe)
@@ -396,11 +411,10 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
     if trainer.is_global_zero:
         metrics = _choose_weights(directory, task, trainer, validated=source.validation is not None)
         model.save_pretrained(directory)  # before anything else is tried: it is what the training was for
-        write_json(directory / METRICS_FILE, metrics)
+        if before is not None:
+            metrics["retrofit"] = compare_with(before, model, source.test, resolve_device(recipe.device))
+        write_json(directory / METRICS_FILE, metrics)  # last of all: with it the run is finished
     trainer.strategy.barrier()
-    if trainer.is_global_zero and before is not None:
-        told = compare_with(before, model, source.test, resolve_device(recipe.device))
-        write_json(directory / METRICS_FILE, {**metrics, "retrofit": told})
     return _open(directory, recipe, trainer.is_global_zero)
 
 
@@ -409,7 +423,7 @@ def _told(error: RuntimeError | DataError, recipe: Recipe) -> Exception:
     if isinstance(error, DataError):
         reason = str(error).splitlines()[-1].removeprefix(f"{DataError.__module__}.{DataError.__qualname__}: ")
         return DataError(f"{reason} lficam scan FOLDER --quarantine true leaves such files out.")
-    if "DataLoader" not in str(error):
+    if not any(words in str(error) for words in ("timed out", "exited unexpectedly", "killed by signal")):
         return error
     how = "took more than --worker_timeout" if "timed out" in str(error) else "died"
     seconds = f" {recipe.worker_timeout:g} s" if "timed out" in str(error) else ""
@@ -419,7 +433,7 @@ def _told(error: RuntimeError | DataError, recipe: Recipe) -> Exception:
     )
 
 
-def _write_quarantine(path: Path, source: Source) -> None:
+def _write_left_out(path: Path, source: Source) -> None:
     """The files that were left out because they could not be read; no list where there are none."""
     parts = [source.train, source.test, *([source.validation] if source.validation else [])]
     broken = dict.fromkeys(reason for part in parts if part is not None for reason in part.broken)
@@ -471,9 +485,10 @@ def _require_free(directory: Path, recipe: Recipe, resume: str) -> None:
 
 
 def _require_same(path: Path, recipe: Recipe) -> None:
-    stored, asked, defaults = read_record(path), recipe.to_dict(), Recipe().to_dict()
     # A run of an earlier version has no word on settings that came later: they are at their defaults.
-    stored = {**defaults, **stored, "model": {**defaults["model"], **stored.get("model", {})}}
+    stored, asked = recipe_from_values(read_record(path)).to_dict(), recipe.to_dict()
+    for values in (stored, asked):
+        values["init_from"] = values["init_from"] and str(Path(values["init_from"]).resolve())
     started = (path.parent / CHECKPOINTS).is_dir() or (path.parent / METRICS_FILE).is_file()
     changed = [key for key in asked if stored[key] != asked[key] and key not in _MAY_CHANGE]
     if started and changed:
@@ -555,19 +570,34 @@ def _threads_given_back() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+def _best_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The best weights; where they are damaged or gone, None and a warning: the last ones are whole."""
+    try:
+        return read_checkpoint(path)
+    except RunError as error:
+        warnings.warn(f"{error} The last weights are taken.", LficamWarning, stacklevel=2)
+        return None
+
+
+def _chosen_by(validated: bool, checkpoint: Any) -> str:
+    if not validated:
+        return "last epoch (no validation part)"
+    return "best accuracy on the validation part" if checkpoint else "last epoch (the best checkpoint was damaged)"
+
+
 def _choose_weights(directory: Path, task: ClassificationTask, trainer: pl.Trainer, validated: bool) -> dict[str, Any]:
     """Give the model its best or last weights and the facts of its training; returns what metrics.json tells."""
     model, recipe = task.model, task.recipe
     curves = read_curves(directory)
     chosen = len(curves) - 1
-    if validated:
-        checkpoint = read_checkpoint(directory / CHECKPOINTS / BEST)
+    checkpoint = _best_checkpoint(directory / CHECKPOINTS / BEST) if validated else None
+    if checkpoint is not None:
         chosen = checkpoint["epoch"]
         model.load_state_dict(checkpoint["state_dict"])
     metrics = {
         "epochs": recipe.epochs,
         "chosen_epoch": chosen,
-        "chosen_by": "best accuracy on the validation part" if validated else "last epoch (no validation part)",
+        "chosen_by": _chosen_by(validated, checkpoint),
         "val_accuracy": float(curves[chosen]["val_accuracy"]) if validated else None,
         "train_accuracy": float(curves[chosen]["train_accuracy"]),
         "train_loss": float(curves[chosen]["train_loss"]),
@@ -575,7 +605,7 @@ def _choose_weights(directory: Path, task: ClassificationTask, trainer: pl.Train
         "seconds_per_epoch": round(sum(float(row["seconds"]) for row in curves) / len(curves), 2),
     }
     model.config.training = {
-        "data": recipe.data,
+        "data": shown_source(recipe.data),
         "epochs": recipe.epochs,
         "seed": recipe.seed,
         "precision": str(trainer.precision),

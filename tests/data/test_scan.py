@@ -82,7 +82,7 @@ def test_training_leaves_broken_files_out_by_name_and_evaluation_counts_them(roo
         label = 0 if "cat" in name else 1
         assert picture[label].float().mean() > picture[1 - label].float().mean()  # nothing slipped by one
     run = fit(small_recipe(f"folder:{root}", epochs=1), tmp_path / "run", source=source)
-    listed = (run.directory / "quarantine.txt").read_text().splitlines()
+    listed = (run.directory / "left-out.txt").read_text().splitlines()
     assert [line.partition(": ")[0].removeprefix(f"{root}/") for line in listed] == [BROKEN, "test/dog/3.png"]
     facts = evaluate_run(run.directory, run.model, f"folder:{root}").facts
     assert (facts["pictures"], facts["broken"]) == (19, 1)
@@ -182,3 +182,34 @@ def test_boxes_stay_with_their_pictures_when_one_is_broken(root):
     with pytest.warns(LficamWarning):
         test = load_source(f"folder:{root}", with_train=False).test
     assert test.boxes[:, 0, 0, 0].tolist() == [float(number) for number in range(20) if number != 4]
+
+
+def test_a_table_says_what_belongs_to_the_folder(tmp_path):
+    root = write_folder(tmp_path / "pictures", parts=("",))
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    lines = ["file_name,label"]
+    for kind in ("cat", "dog"):
+        for path in (root / kind).iterdir():
+            path.rename(flat / f"{kind}{path.name}")
+            lines.append(f"{kind}{path.name},{kind}")
+    (flat / "metadata.csv").write_text("\n".join(lines))
+    (flat / "cat0.png").write_bytes(b"broken")
+    found = scan_folder(flat)
+    assert found.classes == {"": {"cat": 9, "dog": 10}}
+    assert list(found.broken) == ["cat0.png"]
+
+
+def test_an_empty_folder_and_a_quarantine_in_no_encoding_are_sentences(tmp_path, root, capsys):
+    (tmp_path / "empty").mkdir()
+    assert main(["scan", str(tmp_path / "empty")]) == 2
+    assert "no class folders" in capsys.readouterr().err
+    (root / "quarantine.txt").write_bytes(b"caf\xe9.png")
+    assert main(["scan", str(root)]) == 2
+    assert "is not in UTF-8" in capsys.readouterr().err
+
+
+def test_long_files_that_begin_alike_are_no_copies(tmp_path):
+    for name, end in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+        (tmp_path / name).write_bytes(bytes(2**16) + end)
+    assert copies([tmp_path / "b", tmp_path / "a"], [tmp_path / "c"]) == [(tmp_path / "a", tmp_path / "c")]

@@ -171,11 +171,6 @@ def test_it_is_read_as_it_is_seen(tmp_path, name):
         assert (to_pixels(ImageOps.exif_transpose(image)).permute(1, 2, 0).numpy() == found).all()
 
 
-def test_there_are_forty_and_more(figure):
-    assert len(VALID) >= 40
-    figure("valid oddities of pictures read as they are seen", f"{len(VALID)} of {len(VALID)}")
-
-
 def test_mutated_files_are_read_or_refused_by_name(tmp_path, count, figure):
     times, refused, read, slowest = count(300, 3000), 0, 0, 0.0
     originals = []

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 
 import lficam
 from lficam.cli import main
-from lficam.errors import DataError, RunError
+from lficam.errors import DataError, LficamWarning, RunError
 from lficam.recipes import ModelOptions
 from lficam.training import ClassificationTask, fit, read_curves
 
@@ -185,7 +186,8 @@ def test_a_full_disk_ends_it_with_the_path_and_it_goes_on(pictures, tmp_path):
     whole = fit(recipe, tmp_path / "whole")
     victim = victims.start(victims.training, recipe, str(tmp_path / "run"), 5, "fill")
     victim.join()
-    assert victim.exitcode == 1
+    assert victim.exitcode == 2
+    assert re.match(r"(checkpoint|run): .*/run/.* could not be written", (tmp_path / "run" / "error.txt").read_text())
     fit(recipe, tmp_path / "run")
     assert_same(tmp_path / "run", whole.model.state_dict())
 
@@ -211,7 +213,8 @@ def test_two_ranks_of_which_one_is_killed_are_both_gone_and_go_on(pictures, tmp_
             words = [*command, str(tmp_path / folder)]
             subprocess.run(words, env=environment, check=True, capture_output=True, timeout=120)
         assert_same(out, lficam.load(tmp_path / "undisturbed").state_dict())
-    figure("two gloo ranks, one killed: both gone, the same command goes on equal to the bit", f"{seconds:.1f} s")
+        figure("two gloo ranks, one killed: the same command goes on", "equal to the bit")
+    figure("two gloo ranks, one killed: both gone", f"{seconds:.1f} s")
 
 
 def test_a_loss_that_is_no_number_names_step_and_pictures_and_keeps_the_last_good_weights(
@@ -252,3 +255,52 @@ def test_a_broken_file_of_a_set_on_disk_ends_it_by_name_until_it_is_left_out(tmp
         fit(recipe, tmp_path / "run")
     assert main(["scan", str(root), "--quarantine", "true"]) == 0
     fit(recipe, tmp_path / "run")
+
+
+def test_asked_to_end_in_the_last_step_of_an_epoch_it_saves_too(pictures, tmp_path):
+    recipe = small_recipe(pictures, epochs=2, batch_size=8, checkpoint_minutes=0.0)  # three steps an epoch
+    whole = fit(recipe, tmp_path / "whole")
+    victim = victims.start(victims.training, recipe, str(tmp_path / "run"), 2, "end")
+    victim.join()
+    assert victim.exitcode == 128 + signal.SIGTERM
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+    fit(recipe, tmp_path / "run")
+    assert_same(tmp_path / "run", whole.model.state_dict())
+
+
+def test_other_pictures_are_not_gone_on_with(tmp_path):
+    root = write_folder(tmp_path / "pictures", per_class=8)
+    recipe = small_recipe(f"folder:{root}", epochs=2, checkpoint_minutes=EVERY_STEP)
+    victims.start(victims.training, recipe, str(tmp_path / "run"), 3).join()
+    (root / "train" / "cat" / "0.png").unlink()
+    with pytest.raises(RunError, match="begun with other training pictures"):
+        fit(recipe, tmp_path / "run")
+
+
+def test_best_weights_that_are_damaged_cost_the_best_and_not_the_run(pictures, tmp_path):
+    recipe = small_recipe(pictures, epochs=3, val_fraction=0.3, checkpoint_minutes=EVERY_STEP)
+    steps = 3 * (17 // 8)
+    victims.start(victims.training, recipe, str(tmp_path / "run"), steps - 1).join()
+    best = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    best.write_bytes(best.read_bytes()[:-1])
+    with pytest.warns(LficamWarning, match=r"best.ckpt is damaged"):
+        run = fit(recipe, tmp_path / "run")
+    assert run.metrics["chosen_epoch"] == 2
+
+
+@pytest.mark.parametrize("pictures_held", [257])
+def test_ranks_may_have_validation_batches_in_different_numbers(tmp_path, pictures_held):
+    root = write_folder(tmp_path / "pictures", per_class=pictures_held + 10, size=(8, 8))
+    (root / "val").mkdir()
+    (root / "train").rename(root / "val_")
+    for kind in ("cat", "dog"):
+        for part, names in (("train", range(8)), ("val", range(8, 8 + pictures_held // 2 + (kind == "cat")))):
+            (root / part / kind).mkdir(parents=True)
+            for number in names:
+                (root / "val_" / kind / f"{number}.png").rename(root / part / kind / f"{number}.png")
+    words = ["--data", f"folder:{root}", "--devices", "2", "--device", "cpu", "--epochs", "1", "--batch_size", "8"]
+    words += ["--image_size", "8", "--precision", "32", "--lr", "1e-3", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "lficam", "train", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

@@ -46,6 +46,7 @@ def training(recipe, out, at=None, deed="kill", threads=1, marker=None):
     """Train; do ``deed`` at a step. ``marker`` is touched at step 3, and every step then takes a twentieth second."""
     import torch
 
+    from lficam.errors import RunError
     from lficam.training import ClassificationTask, fit
 
     torch.set_num_threads(threads)
@@ -61,7 +62,12 @@ def training(recipe, out, at=None, deed="kill", threads=1, marker=None):
         return step(self, batch, batch_idx)
 
     ClassificationTask.training_step = struck
-    fit(recipe, out)
+    try:
+        fit(recipe, out)
+    except RunError as error:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        Path(out, "error.txt").write_text(str(error))
+        raise SystemExit(2) from error
 
 
 def training_with_a_worker(recipe, out, deed):
@@ -93,6 +99,7 @@ def _fill_the_disk():
 
 DEEDS = {
     "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "end": lambda: os.kill(os.getpid(), signal.SIGTERM),
     "hang": lambda: time.sleep(600),
     "fill": _fill_the_disk,
 }

@@ -99,7 +99,10 @@ def printable(name: Path | str) -> str:
 def quarantined(root: Path) -> set[str]:
     """The `printable` names, relative to the root, that its ``quarantine.txt`` has, one a line: they are no data."""
     file = root / QUARANTINE_FILE
-    return set(file.read_text().splitlines()) if file.is_file() else set()
+    try:
+        return set(file.read_text(encoding="utf-8").splitlines()) if file.is_file() else set()
+    except UnicodeDecodeError as error:
+        raise DataError(f"data: {file} is not in UTF-8 ({error.reason}); lficam scan writes it anew.") from error
 
 
 def part_folders(root: Path) -> dict[str, Path]:
@@ -119,8 +122,7 @@ def list_folder(root: Path, folder: Path, class_names: Sequence[str] | None = No
     Raises:
         DataError: fewer than two classes, an empty one, one that ``class_names`` does not have, or a broken table.
     """
-    table = next((folder / name for name in TABLES if (folder / name).is_file()), None)
-    rows = None if table is None else _labelled_rows(table)
+    rows = table_rows(folder)
     by_class = _by_class_folder(folder) if rows is None else _by_table(rows)
     names = list(class_names) if class_names else sorted(by_class)
     if len(names) < 2:
@@ -156,6 +158,12 @@ def _by_table(rows: Sequence[tuple[Path, str]]) -> dict[str, list[Path]]:
     for path, label in sorted(rows):
         by_class.setdefault(label, []).append(path)
     return by_class
+
+
+def table_rows(folder: Path) -> list[tuple[Path, str]] | None:
+    """(file, class) of a folder's table; None where it has none, or one without labels."""
+    table = next((folder / name for name in TABLES if (folder / name).is_file()), None)
+    return None if table is None else _labelled_rows(table)
 
 
 def _labelled_rows(table: Path) -> list[tuple[Path, str]] | None:

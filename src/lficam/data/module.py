@@ -1,6 +1,10 @@
 """The Lightning data module: batches of uint8 from memory, normalised on the device."""
 
+import contextlib
+import functools
+import hashlib
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from lficam.contract import Preprocessing
-from lficam.data.pictures import Pictures
-from lficam.data.sampling import EpochSampler, Key, uniform_draws
+from lficam.data.pictures import OnDemand, Pictures
+from lficam.data.sampling import EpochSampler, Key, spread, uniform_draws
 from lficam.data.sources import Source
 from lficam.data.transforms import (
     BATCH_AUGMENTATIONS,
@@ -110,7 +114,7 @@ class ImageData(pl.LightningDataModule):
         seed: of order and augmentation.
         workers: loading processes; 0 is fastest for sets in memory.
         hidden_patch: see `TrainingSet`.
-        worker_timeout: seconds that a batch may take a worker; 0: any time.
+        worker_timeout: seconds that a batch may take a worker beyond three times its own; 0: any time.
 
     Raises:
         DataError: no training pictures, or fewer than ranks.
@@ -138,6 +142,13 @@ class ImageData(pl.LightningDataModule):
         """Shuffled from (seed, epoch); of an epoch that a resumed run is in, what is left."""
         sampler = self._sampler(self._done())
         return self._loader(self.training_set, sampler, sampler.batch)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the training pictures' names and labels: the order of an epoch is one of these pictures alone."""
+        pictures = self.training_set.pictures
+        listed = "\0".join((*pictures.names, *map(str, pictures.labels.tolist())))
+        return hashlib.sha256(listed.encode()).hexdigest()
 
     @property
     def steps(self) -> int:
@@ -177,13 +188,25 @@ class ImageData(pl.LightningDataModule):
         trainer = self.trainer
         return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
+    def _patience(self, pictures: Any, batch_size: int) -> float:
+        """Seconds until a loading process counts as hung: some, and three times what a batch takes in this one."""
+        if not (self.workers and self.worker_timeout):
+            return 0
+        if not isinstance(pictures.pictures.images, OnDemand):
+            return self.worker_timeout
+        started = time.perf_counter()
+        for position in spread(len(pictures.pictures), 3).tolist():
+            with contextlib.suppress(DataError):  # it is told where it is met
+                pictures.pictures.images[position]
+        return self.worker_timeout + 3 * batch_size * (time.perf_counter() - started) / 3
+
     def _loader(self, pictures: Dataset[Batch], sampler: Any, batch_size: int) -> DataLoader:
         return DataLoader(
             pictures,
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self.workers,
-            timeout=self.worker_timeout if self.workers else 0,
+            timeout=self._patience(pictures, batch_size),
             collate_fn=_as_it_is,
             persistent_workers=self.workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

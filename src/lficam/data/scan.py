@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lficam.data.annotations import ANNOTATIONS_FILE
-from lficam.data.folders import QUARANTINE_FILE, TABLES, part_folders, printable, quarantined
+from lficam.data.folders import QUARANTINE_FILE, TABLES, part_folders, printable, quarantined, table_rows
 from lficam.data.images import read_image
 from lficam.errors import DataError
 from lficam.files import write_whole
@@ -17,6 +17,7 @@ from lficam.portable import is_image_name
 from lficam.progress import track
 
 _SHOWN = 5
+_BEGINNING = 2**16
 
 
 @dataclass
@@ -75,7 +76,7 @@ def scan_folder(root: Path) -> Scan:
     Links to folders inside a class are not followed, so that a loop of links has no length.
 
     Raises:
-        DataError: no such folder.
+        DataError: no such folder, no classes in it, or a broken table.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -93,9 +94,20 @@ def scan_folder(root: Path) -> Scan:
     scan, left_out = Scan(root), quarantined(root)
     files: dict[tuple[str, str], list[Path]] = {}
     for part, folder in (part_folders(root) or {"": root}).items():
+        rows = table_rows(folder)
+        if rows is not None:
+            for path, kind in rows:
+                members = files.setdefault((part, kind), [])
+                if _name(scan, path) in left_out:
+                    scan.quarantined.append(_name(scan, path))
+                else:
+                    members.append(path)
+            continue
         for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
             files[part, inner.name] = _pictures(scan, inner, left_out)
         scan.ignored += [_name(scan, path) for path in sorted(folder.iterdir()) if _is_stray(path)]
+    if not files:
+        raise DataError(f"data: no class folders in {root}, nor labels in a metadata.csv; see lficam train --help.")
     paths = [path for members in files.values() for path in members]
     with ThreadPoolExecutor() as pool:
         reasons = list(track(pool.map(_fault, paths), f"reading {root.name}", len(paths)))
@@ -168,16 +180,26 @@ def _same(paths: Iterable[Path]) -> list[list[Path]]:
 
 def copies(train: Iterable[Path], test: Iterable[Path]) -> list[tuple[Path, Path]]:
     """Each test file with the first training file of the same content; links that lead nowhere are none."""
-    kept = [path for path in train if path.is_file()]
-    tested = [path for path in test if path.is_file()]
-    sizes = {path.stat().st_size for path in tested}
-    known: dict[bytes, Path] = {}
-    for path in kept:
-        if path.stat().st_size in sizes:
-            known.setdefault(_digest(path), path)
-    of_known = {path.stat().st_size for path in known.values()}
-    pairs = ((known.get(_digest(path)), path) for path in tested if path.stat().st_size in of_known)
-    return [(one, other) for one, other in pairs if one is not None]
+    kept = {path: path.stat().st_size for path in train if path.is_file()}
+    tested = {path: path.stat().st_size for path in test if path.is_file()}
+    sizes = set(kept.values()) & set(tested.values())
+    known: dict[tuple[int, bytes], list[Path]] = defaultdict(list)
+    for path, size in kept.items():
+        if size in sizes:
+            known[size, _beginning(path)].append(path)
+    pairs = []
+    for path, size in tested.items():
+        alike = known.get((size, _beginning(path)), []) if size in sizes else []
+        same = next((one for one in alike if size <= _BEGINNING or _digest(one) == _digest(path)), None)
+        if same is not None:
+            pairs.append((same, path))
+    return pairs
+
+
+def _beginning(path: Path) -> bytes:
+    """Of the first bytes, which tell nearly all files apart without reading them whole."""
+    with path.open("rb") as file:
+        return hashlib.blake2b(file.read(_BEGINNING)).digest()
 
 
 def _digest(path: Path) -> bytes:

@@ -31,6 +31,15 @@ class Source:
     validation: Pictures | None = None
 
 
+def shown_source(name: str) -> str:
+    """A source as files that leave the machine name it: where a folder lies is nobody's business but its owner's.
+
+    >>> shown_source("folder:/home/me/secret/pets")
+    'folder:pets'
+    """
+    return f"{_FOLDER}{Path(name[len(_FOLDER) :]).name}" if name.startswith(_FOLDER) else name
+
+
 def known_sources() -> list[str]:
     """The forms of a source's name."""
     return ["folder:PATH", *NAMED, *UNSPLIT, *SCENE_NAMES]

@@ -11,12 +11,21 @@ from torchvision.transforms.v2 import functional as TF
 
 from lficam.contract import Preprocessing
 
+THINNEST = 4
 AugmentationName = Literal["none", "crop", "crop_flip", "resized_crop_flip"]
 
 
 def prepare(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Short side to ``resize`` (bilinear, antialiased), then the centre crop: (3, H, W) to (3, size, size), uint8."""
+    """Short side to ``resize`` (bilinear, antialiased), then the centre crop: (3, H, W) to (3, size, size), uint8.
+
+    Of a picture that is more than four times as long as wide the ends are cut off first: the crop does not see them,
+    and enlarged they would not fit into memory.
+    """
     height, width = image.shape[-2:]
+    longest = THINNEST * min(height, width)
+    if max(height, width) > longest:
+        top, left = (max(side - longest, 0) // 2 for side in (height, width))
+        return prepare(image[:, top : top + longest, left : left + longest], preprocessing)
     resized = preprocessing.resized(height, width)
     if resized != (height, width):
         image = TF.resize(image, list(resized), antialias=True)

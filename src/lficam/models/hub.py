@@ -64,6 +64,7 @@ def read(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def card(config: Mapping[str, Any], repo_id: str, told: str = "") -> str:
     """A model card: what the model is, how to use it, and what is ``told`` of it in Markdown."""
+    own_code = ", model=YOUR_NETWORK" if ":" in config["backbone"] else ""
     names = ", ".join(config["class_names"][:20]) + (" ..." if len(config["class_names"]) > 20 else "")
     return f"""---
 library_name: lficam
@@ -79,13 +80,13 @@ An image classifier that explains itself, of lficam: {config["method"]} on
 ```python
 import lficam
 
-model = lficam.from_pretrained("{repo_id}")
+model = lficam.from_pretrained("{repo_id}"{own_code})
 explanation = model.predict("PICTURE.jpg")
-explanation.label, explanation.probability, explanation.evidence
+explanation.label, explanation.probability, explanation.evidence, explanation.attention
 ```
 
-An attention map has no class and is no reason for a label. The class evidence is what the label's logit sums, place by
-place, on the last grid.
+An attention map has no class and is no reason for a label. Class evidence, where the network ends in global average
+pooling and one linear layer, is what the label's logit sums, place by place, on the last grid.
 {told}"""
 
 

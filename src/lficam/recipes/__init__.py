@@ -86,7 +86,8 @@ class Recipe:
         device: auto, cpu, cuda or mps.
         devices: processes, each on a device of its own.
         workers: loading processes; 0 suits sets in memory.
-        worker_timeout: seconds that a batch may take a loading process before it counts as hung; 0 waits for ever.
+        worker_timeout: seconds that a batch may take a loading process, beyond three times what it takes alone, before
+            the process counts as hung; 0 waits for ever.
         checkpoint_minutes: between checkpoints inside an epoch, beside the one after each; 0: none there.
     """
 
@@ -189,7 +190,9 @@ def recipe_from_values(values: Mapping[str, Any]) -> Recipe:
     'cifar_resnet110'
     """
     try:
-        return Recipe(**{**values, "model": ModelOptions(**values.get("model", {}))})
+        recipe = Recipe(**{**values, "model": ModelOptions(**values.get("model", {}))})
+        require_types(recipe)
+        return recipe
     except TypeError as error:
         raise InvalidInputError(f"config: settings that no recipe has ({error}).") from error
 

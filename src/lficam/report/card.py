@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from lficam.data.sources import shown_source
+from lficam.errors import RunError
 from lficam.files import read_record
 from lficam.models import hub
 from lficam.models.plain import PlainClassifier
@@ -44,7 +46,10 @@ def card_files(run: Path, model: PlainClassifier, repo_id: str) -> dict[str, str
 
 def _training(metrics: dict[str, Any], model: PlainClassifier) -> Iterator[str]:
     facts = model.config.training
-    yield f"Trained for {facts['epochs']} epochs with seed {facts['seed']}; weights: {metrics['chosen_by']}."
+    try:
+        yield f"Trained for {facts['epochs']} epochs with seed {facts['seed']}; weights: {metrics['chosen_by']}."
+    except KeyError as error:
+        raise RunError(f"run: its metrics.json or config.json has no {error}; it is no finished run.") from error
 
 
 def _measured(evaluations: list[tuple[Path, dict[str, Any]]]) -> Iterator[str]:
@@ -52,10 +57,10 @@ def _measured(evaluations: list[tuple[Path, dict[str, Any]]]) -> Iterator[str]:
         yield "Not evaluated yet."
         return
     yield from ("", "| test set | pictures | top-1 error (95 % interval) |", "|---|---|---|")
-    for path, record in evaluations:
+    for _, record in evaluations:
         error = record["classification"]["top1_error"]
         interval = f"{error['value']:.2%} ({error['low']:.2%} to {error['high']:.2%})"
-        yield f"| {path.parent.name} | {record['facts']['pictures']:,} | {interval} |"
+        yield f"| {shown_source(record['facts']['source'])} | {record['facts']['pictures']:,} | {interval} |"
 
 
 def _audited(path: Path) -> Iterator[str]:

@@ -14,6 +14,7 @@ from lficam.measuring import require_known
 from lficam.recipes import merge, recipe_from_values, recipe_values
 
 RECORDS_FILE = "records.jsonl"
+RESERVED = ("summary", "curves")  # figures that every sweep has
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ def _check(sweep: Sweep) -> None:
     for name in sweep.stability.get("explainers", []):
         if name not in EXPLAINERS:
             raise UnknownNameError("explainer of stability", name, EXPLAINERS)
+    for variant in variants:
+        _check_parents(sweep, variant)
     for name, panel in sweep.panels.items():
         _check_panel(sweep, name, panel)
     for variant in variants:
@@ -157,9 +160,20 @@ def _check(sweep: Sweep) -> None:
             recipe_from_values(sweep.values(variant, run)).check()
 
 
+def _check_parents(sweep: Sweep, variant: str) -> None:
+    seen = [variant]
+    while (parent := sweep.values(seen[-1], 0).get("init_from")) in sweep.variants:
+        if parent in seen:
+            raise InvalidInputError(f"sweep: {' starts from '.join([*seen, parent])}; one must start from nothing.")
+        seen.append(parent)
+
+
 def _check_panel(sweep: Sweep, name: str, panel: Any) -> None:
-    if not isinstance(panel, dict) or set(panel) != {"pictures", "columns"}:
-        raise InvalidInputError(f"sweep: panel {name} needs pictures (a number) and columns, got {panel!r}.")
+    shaped = isinstance(panel, dict) and set(panel) == {"pictures", "columns"} and isinstance(panel["columns"], list)
+    if name in RESERVED or not shaped or not isinstance(panel["pictures"], int) or panel["pictures"] < 1:
+        raise InvalidInputError(
+            f"sweep: panel {name} needs a name of its own, pictures (a number) and columns, got {panel!r}."
+        )
     for column in panel["columns"]:
         if not isinstance(column, dict) or not {"variant", "map"} <= set(column) <= {"variant", "map", "run"}:
             raise InvalidInputError(f"sweep: a column of panel {name} needs variant and map, got {column!r}.")
@@ -168,5 +182,8 @@ def _check_panel(sweep: Sweep, name: str, panel: Any) -> None:
                 f"sweep: panel {name} shows {column['map']} of {column['variant']}; expected one of the variants and "
                 "of stability's explainers, whose maps are kept."
             )
-        if not 0 <= column.get("run", 0) < len(sweep.runs):
+        method = recipe_from_values(sweep.values(column["variant"], 0)).model.method
+        if column["map"] == "attention" and method == "plain":
+            raise InvalidInputError(f"sweep: panel {name} shows the attention of {column['variant']}, which has none.")
+        if column.get("run", 0) not in range(len(sweep.runs)):
             raise InvalidInputError(f"sweep: panel {name} shows run {column['run']} of {len(sweep.runs)}.")
