@@ -1,8 +1,6 @@
 """The documentation site: ``make docs``."""
 
-import inspect
 import os
-import sys
 
 import lficam
 
@@ -16,6 +14,9 @@ html_theme = "furo"
 html_title = "lficam"
 html_static_path: list[str] = []
 nitpicky = True
+# Names of other packages, whose inventories are on the network.
+_OTHERS = "torch|numpy|pathlib|collections|pytorch_lightning|lightning_fabric|huggingface_hub|abc|enum|fastapi|gradio"
+nitpick_ignore_regex = [(r"py:.*|any", rf"({_OTHERS})\..*"), (r"py:.*", r"lficam\..*\._.*")]
 default_role = "any"
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -24,6 +25,7 @@ nb_execution_mode = "force"
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
+nb_merge_streams = True
 napoleon_use_rtype = False
 napoleon_use_param = False
 napoleon_use_ivar = True

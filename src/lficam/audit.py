@@ -88,7 +88,7 @@ def audit(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str
     """Measure and judge the maps of trained runs on a sample of pictures; records go to each run's directory.
 
     The trivial maps that a claim is held against are the channel mean, a fixed Gaussian in the centre and noise. The
-    margins are `MARGINS`: half a point of accuracy, 0.03 of a correlation, of pointing or of corrected IoU.
+    margins are ``MARGINS``: half a point of accuracy, 0.03 of a correlation, of pointing or of corrected IoU.
 
     Args:
         models: trained, by run directory; several must be alike but for their training.

@@ -185,7 +185,7 @@ class KeepCheckpoints(pl.Callback):
         reason = _fault(self.best) if self.best_accuracy is not None else None
         if reason is not None:
             told = f"{self.best} is damaged ({reason}); the best of the epochs to come takes its place."
-            warnings.warn(told, LficamWarning, stacklevel=2)
+            warnings.warn(told, LficamWarning, stacklevel=1)  # the caller is Lightning, whose warnings are not shown
             self.best_accuracy = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -317,6 +317,8 @@ def explain(options: Namespace) -> dict[str, Any]:
 
     if options.format == "parquet":
         return _explain_to_parquet(options)
+    if options.devices != 1:
+        raise InvalidInputError("devices: several share Parquet shards only; add --format parquet.")
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"out: {out} exists and is not empty; name a new directory. Nothing was changed.")

@@ -130,7 +130,7 @@ def compare(
         model: trained, with its preprocessing.
         questions: of `questions_of_files`, `questions_of_set` or `questions_of_pairs`.
         out: a directory; made if need be.
-        explainers: names of `lficam.explainers.EXPLAINERS`; those that the model cannot carry are left out where the
+        explainers: names of ``lficam.explainers.EXPLAINERS``; those that the model cannot carry are left out where the
             default is taken.
 
     Raises:

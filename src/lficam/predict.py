@@ -131,8 +131,8 @@ def explain_images(
 
     Args:
         model: trained, with its preprocessing (`lficam.load`).
-        pictures: paths (`find_images`), PIL images, arrays (H, W) or (H, W, 3), or tensors (3, H, W); uint8, or floats
-            in [0, 1].
+        pictures: paths (`lficam.predict.find_images`), PIL images, arrays (H, W) or (H, W, 3), or tensors (3, H, W);
+            uint8, or floats in [0, 1].
         class_name: explain this class instead of the predicted one: a name, or a number.
         batch_size: pictures in a forward pass.
 

@@ -98,3 +98,9 @@ def test_a_damaged_record_is_named(run):
     (run / "metrics.json").write_text("")
     with pytest.raises(RunError, match=r"metrics\.json is damaged"):
         write_report(run)
+
+
+def test_records_without_what_the_page_shows_are_a_sentence(run):
+    (run / "metrics.json").write_text("{}")
+    with pytest.raises(RunError, match="its records lack what the page shows"):
+        write_report(run)

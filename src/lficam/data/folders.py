@@ -87,10 +87,10 @@ class Listing:
 
 
 def printable(name: Path | str) -> str:
-    """A file's name on one line that any terminal and file can hold.
+    r"""A file's name on one line that any terminal and file can hold.
 
-    >>> printable("two\nlines")
-    'two\\\\nlines'
+    >>> print(printable("two\nlines"))
+    two\nlines
     """
     text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)

@@ -36,7 +36,7 @@ def create_explainer(name: str, model: ExplainableClassifier, **options: Any) ->
     """An explainer by name.
 
     Args:
-        name: one of `EXPLAINERS`.
+        name: one of ``EXPLAINERS``.
         model: anything of the contract.
         options: of the explainer, such as ``versus`` of ``class_evidence``.
 

@@ -53,7 +53,7 @@ class Explainer(ABC):
         return self.for_targets(images, [class_idx], raw)[0]
 
     def for_targets(self, images: Tensor, targets: Sequence[Target], raw: bool = False) -> list[Tensor]:
-        """`__call__` for several targets; the methods that mask pictures answer all of them from the same passes."""
+        """``__call__`` for several targets; the methods that mask pictures answer all of them from the same passes."""
         check_images(images)
         for target in targets:
             if target is not None and not self.class_targeted:

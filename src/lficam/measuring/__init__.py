@@ -79,9 +79,9 @@ def measure(
     Args:
         model: trained, with its preprocessing.
         pictures: the sample.
-        explainers: names of `lficam.explainers.EXPLAINERS`, and ``class_evidence_versus`` (the predicted class and not
-            the second, or the true one and not the predicted) and ``ones`` (a map of ones).
-        measures: names of `MEASURES`.
+        explainers: names of ``lficam.explainers.EXPLAINERS``, and ``class_evidence_versus`` (the predicted class and
+            not the second, or the true one and not the predicted) and ``ones`` (a map of ones).
+        measures: names of ``MEASURES``.
         known: records that are there already and are not made again.
 
     Raises:

@@ -25,7 +25,7 @@ def swapped(name: str, maps: Tensor, partners: Tensor, feature_means: Tensor) ->
     - ``inverted``: 1 - map; a flat map stays as it is, it has nothing to invert.
 
     Args:
-        name: one of `SWAPS`.
+        name: one of ``SWAPS``.
         maps: (N, 1, h, w) in [0, 1], the model's own.
         partners: (N,) int64, for each picture another one.
         feature_means: (N, 1, h', w'); resized where its grid is another.

@@ -72,14 +72,14 @@ class LFIClassifier(PlainClassifier):
         return control
 
     def attend(self, features: Tensor, images: Tensor) -> Attended:
-        """Equations 5 to 10: importance, attention map, amplified features; nothing more to do behind `attend_at`."""
+        """Equations 5 to 10: importance, attention map, amplified features; nothing more to do behind ``attend_at``."""
         if self._cut is not None:
             return Attended(features)
         attention, importance = self._attention(features, images)
         return Attended(LF.attend(features, attention, self._mechanism), attention, importance)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) to the last map (N, K, h, w); with `attend_at` attended on the way."""
+        """Images (N, 3, H, W) to the last map (N, K, h, w); with ``attend_at`` attended on the way."""
         return super().forward_features(images) if self._cut is None else self.perceive(images).features
 
     def perceive(self, images: Tensor) -> Attended:

@@ -71,7 +71,7 @@ class PlainClassifier(nn.Module, ModelHubMixin):
     def push_to_hub(
         self, repo_id: str, *, model_card_kwargs: Mapping[str, str | bytes] | None = None, **options: Any
     ) -> str:
-        """Upload the model with a card to Hugging Face's hub; `lficam.report.publish` adds what is known of its run.
+        """Upload the model with a card to Hugging Face's hub; `lficam.report.card.publish` tells what its run measured.
 
         Args:
             repo_id: ``user/name``.

@@ -80,7 +80,12 @@ def _write_page(page: Path, template: str, **values: Any) -> Path:
     )
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     environment.filters["count"] = lambda number: f"{number:,}"
-    html = environment.get_template(template).render(marker=MARKER, **values)
+    try:
+        html = environment.get_template(template).render(marker=MARKER, **values)
+    except (jinja2.UndefinedError, TypeError) as error:
+        raise RunError(
+            f"run: its records lack what the page shows ({error}); evaluate it anew, or restore them."
+        ) from error
     page.parent.mkdir(parents=True, exist_ok=True)
     write_whole(page, html)
     return page
