@@ -103,3 +103,13 @@ def test_a_class_of_ones_own_is_refused(run, pictures, tmp_path, capsys):
     assert main([*words, "--format", "parquet", "--class", "cat"]) == 2
     assert "shards hold the predicted class" in capsys.readouterr().err
     assert not Path(tmp_path / "out").exists()
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(run, pictures, tmp_path, count, figure):
+    times = count(200, 20_000)
+    ours, theirs = victims.CONTEXT.Pipe(duplex=False)
+    arguments = (str(run.directory), str(pictures[0]), times, str(tmp_path / "out"), theirs)
+    victims.start(victims.explaining_ever_more, *arguments).join()
+    grown = ours.recv()
+    assert grown < 30
+    figure(f"{times:,} pictures into shards: memory grows after the first fifth", f"by {grown:.1f} MB")

@@ -65,3 +65,11 @@ def test_saving_twice_replaces(saved):
     other.save_pretrained(saved)
     assert lficam.load(saved).config.method == "plain"
     assert torch.equal(lficam.load(saved).backbone.fc.weight, other.backbone.fc.weight)
+
+
+def test_what_a_later_version_wrote_says_so(tmp_path):
+    saved = lficam.create_model("cifar_resnet20", "plain").save_pretrained(tmp_path)
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps({**config, "lficam_version": "12.0.1", "fovea": 3}))
+    with pytest.raises(RunError, match=r"written by lficam 12.0.1, this is .*: upgrade"):
+        lficam.load(saved)

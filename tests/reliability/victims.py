@@ -160,3 +160,23 @@ def explaining_to_parquet(run, paths, out, kill_after):
 
     batch.explain_images = struck
     batch.explain_to_parquet(run, lficam.load(run), [Path(path) for path in paths], out, device="cpu", shard_rows=5)
+
+
+def explaining_ever_more(run, picture, times, out, answer):
+    """Explain one picture many times into shards; say by how many megabytes memory grew after the first fifth."""
+    import torch
+
+    import lficam
+    from lficam import batch
+
+    torch.set_num_threads(1)
+    model, sizes = lficam.load(run), []
+    write = batch._write
+
+    def watched(*arguments):
+        write(*arguments)
+        sizes.append(_resident())
+
+    batch._write = watched
+    batch.explain_to_parquet(run, model, [Path(picture)] * times, out, device="cpu", shard_rows=max(times // 20, 1))
+    answer.send(sizes[-1] - sizes[len(sizes) // 5])

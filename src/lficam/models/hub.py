@@ -62,6 +62,18 @@ def read(directory: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise RunError(f"run: {path} is no safetensors file ({error}); restore it.") from error
 
 
+def newer_version(directory: str | Path) -> str:
+    """What to do about a directory that a later version wrote; empty where it is none."""
+    written = str(read_record(Path(directory) / CONFIG_FILE).get("lficam_version", ""))
+
+    def numbers(version: str) -> list[int]:
+        return [int(part) for part in version.split(".") if part.isdecimal()]
+
+    if numbers(written) <= numbers(lficam.__version__):
+        return ""
+    return f" It was written by lficam {written}, this is {lficam.__version__}: upgrade."
+
+
 def card(config: Mapping[str, Any], repo_id: str, told: str = "") -> str:
     """A model card: what the model is, how to use it, and what is ``told`` of it in Markdown."""
     own_code = ", model=YOUR_NETWORK" if ":" in config["backbone"] else ""
