@@ -1,7 +1,7 @@
-"""Train and evaluate the runs of an experiment, and write its records and table.
+"""Train and evaluate the single runs of an older experiment, and write its records and table; ``lficam sweep`` is new.
 
-    python experiments/run.py scenes --runs RUNS
-    python experiments/run.py cifar10 --runs RUNS --data folder:CIFAR10
+    python experiments/run.py shortcut --runs RUNS
+    python experiments/run.py catdog --runs RUNS --data folder:CATDOG
 
 RUNS is a folder outside the repository; a finished run is not trained again, a stopped one goes on. Records go to
 ``experiments/NAME/records.jsonl``, one value a line, after each run; ``table.md`` is made from them.
@@ -26,27 +26,19 @@ HERE = Path(__file__).parent
 SCENES = ("digits-in-scenes", "two-digits")
 MARKS = ("planted-shortcut", "planted-shortcut-conflict", "planted-shortcut-clean")
 ON_RESNET18 = {"backbone": "resnet18", "fin": "pointwise"}
-SHORT = {"epochs": 6, "image_size": 40}
 
 
 @dataclass
 class Entry:
-    """One run: a recipe, what differs from it, the test sets it is measured on, and the variant it starts from."""
+    """One run: a recipe, what differs from it, and the test sets it is measured on."""
 
     variant: str
     recipe: str
     settings: dict[str, Any] = field(default_factory=dict)
     tests: tuple[str, ...] = ()
-    starts_from: str = ""
 
 
 EXPERIMENTS: dict[str, list[Entry]] = {
-    "scenes": [
-        Entry("LFI-CAM", "digits_in_scenes", SHORT, SCENES),
-        Entry("plain", "digits_in_scenes_plain", SHORT, SCENES),
-        Entry("ABN", "digits_in_scenes_abn", SHORT, SCENES),
-        Entry("LFI-CAM, w = 1/K", "digits_in_scenes_uniform", SHORT, SCENES),
-    ],
     "scenes-64px": [
         Entry("LFI-CAM", "digits_in_scenes", tests=SCENES),
         Entry("plain", "digits_in_scenes_plain", tests=SCENES),
@@ -56,13 +48,6 @@ EXPERIMENTS: dict[str, list[Entry]] = {
         Entry("LFI-CAM", "planted_shortcut", tests=MARKS),
         Entry("plain", "planted_shortcut_plain", tests=MARKS),
         Entry("ABN", "planted_shortcut_abn", tests=MARKS),
-    ],
-    "cifar10": [
-        Entry("LFI-CAM, 6 epochs", "cifar10_resnet20_lfi_short", {"epochs": 6}),
-        Entry("LFI-CAM, 12 epochs", "cifar10_resnet20_lfi_short"),
-        Entry("plain, 6 epochs", "cifar10_resnet20_plain_short", {"epochs": 6}),
-        Entry("FIN added to plain, 2 epochs", "cifar10_resnet20_lfi_retrofit", starts_from="plain, 6 epochs"),
-        Entry("ABN, 6 epochs", "cifar10_resnet20_abn_short", {"epochs": 6}),
     ],
     "catdog": [
         Entry("LFI-CAM", "photos"),
@@ -78,8 +63,6 @@ def slug(variant: str) -> str:
 def run_entry(experiment: str, entry: Entry, runs: Path, data: str | None) -> tuple[Recipe, dict, dict[str, dict]]:
     values = {**recipe_values(entry.recipe), **entry.settings}
     values["data"] = data or values.get("data", "")
-    if entry.starts_from:
-        values["init_from"] = str(runs / experiment / slug(entry.starts_from))
     recipe = recipe_from_values(values)
     print(f"{experiment}: {entry.variant}", flush=True)
     run = fit(recipe, runs / experiment / slug(entry.variant))
@@ -130,12 +113,6 @@ def records(experiment: str, entry: Entry, runs: Path, data: str | None) -> Iter
         "seconds": metrics["training_seconds"],
     }
     yield {**common, "dataset": "training", "metric": "seconds_per_epoch", "value": metrics["seconds_per_epoch"]}
-    for metric, figure in metrics.get("retrofit", {}).items():
-        if isinstance(figure, str):  # the device
-            continue
-        value, interval = _value(figure)
-        row = {**common, "dataset": "retrofit", "metric": metric, "value": value}
-        yield row | ({"interval95": interval} if interval else {})
     for source, evaluation in evaluations.items():
         dataset = source if not source.startswith("folder:") else f"folder:{experiment}"
         for metric, value, interval in numbers(evaluation):

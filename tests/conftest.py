@@ -70,6 +70,13 @@ def pytest_addoption(parser):
     parser.addoption("--torture", action="store_true", help="tests of reliability and export at their full counts")
 
 
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--torture"):
+        for item in items:
+            if item.get_closest_marker("torture"):
+                item.add_marker(pytest.mark.skip(reason="takes long: with --torture"))
+
+
 _FIGURES = pytest.StashKey[list[tuple[str, str]]]()
 
 

@@ -86,6 +86,7 @@ def test_what_does_not_belong_together_is_refused(run, pictures, tmp_path):
         explain_to_parquet(run.directory, run.model, pictures, tmp_path / "pictures", device="cpu")
 
 
+@pytest.mark.torture
 def test_the_command_line_with_two_processes(run, pictures, tmp_path):
     words = ["explain", str(run.directory), str(tmp_path / "pictures"), "--out", str(tmp_path / "out")]
     words += ["--format", "parquet", "--devices", "2", "--device", "cpu"]

@@ -107,20 +107,15 @@ def test_torch_export_says_the_same(tmp_path):
     assert json.loads(extra["lficam"])["class_names"] == model.config.class_names
 
 
-SLOW = ("resnext50_32x4d", "densenet121", "efficientnet_lite0", "cifar_densenet100", "cifar_resnext29_8x64d")
-
-
-@pytest.fixture
-def enough_time(request, count):
-    """Skip what takes long to export, but where all counts are asked for."""
-    named = {request.node.callspec.params.get(name) for name in ("name", "backbone")}
-    if named & set(SLOW) and not count(False, True):
-        pytest.skip("with --torture")
-
-
-@pytest.mark.usefixtures("enough_time")
 @pytest.mark.parametrize(
-    "name", ["resnet18", "resnext50_32x4d", "seresnet18", "densenet121", "efficientnet_lite0", "mobilenetv2_050"]
+    "name",
+    [
+        "resnet18",
+        *(
+            pytest.param(name, marks=pytest.mark.torture)
+            for name in ("resnext50_32x4d", "seresnet18", "densenet121", "efficientnet_lite0", "mobilenetv2_050")
+        ),
+    ],
 )
 def test_families_of_timm(tmp_path, name):
     model = make(
@@ -131,22 +126,22 @@ def test_families_of_timm(tmp_path, name):
     assert export_model(model, tmp_path / "model.onnx", top=1)["largest_difference"] < 1e-4
 
 
-@pytest.mark.usefixtures("enough_time")
 @pytest.mark.parametrize(
     ("backbone", "options"),
     [
-        ("cifar_seresnet20", {}),
-        ("cifar_densenet100", {}),
-        ("cifar_resnext29_8x64d", {"fin": "uniform"}),
-        ("paper_resnet18", {"fin": "pointwise", "importance": "scores"}),
+        pytest.param("cifar_seresnet20", {}, marks=pytest.mark.torture),
+        pytest.param("cifar_densenet100", {}, marks=pytest.mark.torture),
+        pytest.param("cifar_resnext29_8x64d", {"fin": "uniform"}, marks=pytest.mark.torture),
+        pytest.param("paper_resnet18", {"fin": "pointwise", "importance": "scores"}, marks=pytest.mark.torture),
         ("cifar_resnet20", {"fin": "first_guess"}),
-        ("cifar_resnet20", {"attend_at": "stages.1"}),
+        pytest.param("cifar_resnet20", {"attend_at": "stages.1"}, marks=pytest.mark.torture),
     ],
 )
 def test_architectures_of_the_paper(tmp_path, backbone, options):
     assert export_model(make("lfi", backbone, **options), tmp_path / "model.onnx")["largest_difference"] < 1e-4
 
 
+@pytest.mark.torture
 def test_a_trunk_without_evidence_gives_its_attention_alone(tmp_path):
     model = make("lfi", "mobilenetv3_small_050", fin="pointwise")
     assert export_model(model, tmp_path / "model.onnx")["evidence"] == ""

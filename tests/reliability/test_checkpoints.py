@@ -46,7 +46,7 @@ def test_the_one_before_is_kept_and_taken_where_the_last_is_damaged(saved):
 
 
 def test_killed_while_saving_there_is_always_one_and_never_an_old_one(tmp_path, count, figure):
-    kills, oldest = count(6, 100), 0
+    kills, oldest = count(3, 100), 0
     for number in range(kills):
         folder = tmp_path / str(number)
         folder.mkdir()

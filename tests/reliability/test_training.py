@@ -148,7 +148,10 @@ def wait_for(path, seconds=60):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(("deed", "words"), [("kill", "died"), ("hang", "took more than --worker_timeout 3 s")])
+@pytest.mark.parametrize(
+    ("deed", "words"),
+    [("kill", "died"), pytest.param("hang", "took more than --worker_timeout 3 s", marks=pytest.mark.torture)],
+)
 def test_a_loading_process_that_dies_or_hangs_is_an_error(pictures, tmp_path, deed, words, figure):
     recipe = small_recipe(pictures, workers=2, worker_timeout=3.0, batch_size=2)
     started = time.monotonic()
@@ -192,7 +195,8 @@ def test_a_full_disk_ends_it_with_the_path_and_it_goes_on(pictures, tmp_path):
     assert_same(tmp_path / "run", whole.model.state_dict())
 
 
-def test_two_ranks_of_which_one_is_killed_are_both_gone_and_go_on(pictures, tmp_path, count, figure):
+@pytest.mark.torture
+def test_two_ranks_of_which_one_is_killed_are_both_gone_and_go_on(pictures, tmp_path, figure):
     words = ["--data", pictures, "--devices", "2", "--device", "cpu", "--epochs", "15", "--batch_size", "4"]
     words += ["--image_size", "16", "--lr", "1e-3", "--precision", "32", "--val_fraction", "0"]
     out = tmp_path / "killed"
@@ -208,12 +212,11 @@ def test_two_ranks_of_which_one_is_killed_are_both_gone_and_go_on(pictures, tmp_
     assert main_rank.returncode != 0
     assert not is_alive(other)
     assert seconds < 20
-    if count(False, True):  # the start of Lightning in four processes takes its time
-        for folder in ("killed", "undisturbed"):
-            words = [*command, str(tmp_path / folder)]
-            subprocess.run(words, env=environment, check=True, capture_output=True, timeout=120)
-        assert_same(out, lficam.load(tmp_path / "undisturbed").state_dict())
-        figure("two gloo ranks, one killed: the same command goes on", "equal to the bit")
+    for folder in ("killed", "undisturbed"):
+        words = [*command, str(tmp_path / folder)]
+        subprocess.run(words, env=environment, check=True, capture_output=True, timeout=120)
+    assert_same(out, lficam.load(tmp_path / "undisturbed").state_dict())
+    figure("two gloo ranks, one killed: the same command goes on", "equal to the bit")
     figure("two gloo ranks, one killed: both gone", f"{seconds:.1f} s")
 
 

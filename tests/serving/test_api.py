@@ -108,8 +108,9 @@ def slow_connection(server, number):
     return connection
 
 
-def test_slow_clients_do_not_hold_others_up(server, count, figure):
-    contents = [picture(number) for number in range(count(10, 60))]
+@pytest.mark.torture
+def test_slow_clients_do_not_hold_others_up(server, figure):
+    contents = [picture(number) for number in range(60)]
     _, quiet = asyncio.run(together(server, contents, 1))
     slow = [slow_connection(server, number) for number in range(100)]
     _, beside = asyncio.run(together(server, contents, 1))
@@ -119,7 +120,7 @@ def test_slow_clients_do_not_hold_others_up(server, count, figure):
         connection.settimeout(25)
         assert connection.recv(4096)[:12] in (b"", b"HTTP/1.1 408")
         connection.close()
-    assert ratio < 5  # a machine that does other things too; what it is stands in the table
+    assert max(beside) < 8  # nobody waits for the slow ones, whose time is over after 10 s; the ratio is in the table
     figure("100 slow clients beside a normal one", f"its 95th percentile is {ratio:.2f} of the quiet one")
 
 
@@ -192,6 +193,7 @@ def test_nothing_outside_is_served(server, served_run, figure):
     figure(f"{len(secrets)} paths that lead outside", "nothing served")
 
 
+@pytest.mark.torture
 def test_asked_to_end_it_answers_those_in_flight(served_run, figure):
     server = Server(served_run)
 

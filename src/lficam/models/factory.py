@@ -191,7 +191,7 @@ def load(
         config = ModelConfig.from_dict(values)
         loaded = build(config, backbone=_given_backbone(config, model, features, head))
         loaded.load_state_dict(state)
-    except (KeyError, TypeError, RuntimeError, InvalidInputError) as error:
+    except (KeyError, TypeError, RuntimeError) as error:
         hint = hub.newer_version(directory)
         raise RunError(f"run: {directory} holds weights or settings of another model: {error}.{hint}") from error
     return loaded.eval()
