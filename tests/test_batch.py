@@ -107,7 +107,7 @@ def test_a_class_of_ones_own_is_refused(run, pictures, tmp_path, capsys):
 
 
 def test_memory_does_not_grow_with_the_number_of_pictures(run, pictures, tmp_path, count, figure):
-    times = count(200, 20_000)
+    times = count(200, 100_000)
     ours, theirs = victims.CONTEXT.Pipe(duplex=False)
     arguments = (str(run.directory), str(pictures[0]), times, str(tmp_path / "out"), theirs)
     victims.start(victims.explaining_ever_more, *arguments).join()
