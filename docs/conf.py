@@ -9,7 +9,7 @@ project = "lficam"
 author = copyright = "The lficam developers"
 version = release = lficam.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "myst_nb", "sphinx_copybutton"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]
 html_theme = "furo"
 html_title = "lficam"
 html_static_path: list[str] = []
