@@ -209,11 +209,11 @@ class KeepCheckpoints(pl.Callback):
     ) -> None:
         """Save if it is time or if somebody asked for the end; all ranks do the same."""
         due = bool(self.minutes) and time.monotonic() - self._saved >= 60 * self.minutes
-        ending, due = self._over_ranks(trainer, self._asked is not None), self._over_ranks(trainer, due)
         # The step that ends an epoch belongs to the checkpoint behind its validation.
-        if (ending or due) and batch_idx + 1 < trainer.num_training_batches:
+        inside = batch_idx + 1 < trainer.num_training_batches
+        if inside and self._over_ranks(trainer, due or self._asked is not None):
             self._save(trainer)
-            if ending:
+            if self._over_ranks(trainer, self._asked is not None):
                 self._end()
 
     def on_validation_batch_end(

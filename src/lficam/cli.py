@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"lficam: {error.strerror or error}: {error.filename or 'no file named'}.", file=sys.stderr)
+        print(f"lficam: {portable.told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lficam: interrupted; the same command goes on where it stopped.", file=sys.stderr)
@@ -320,8 +320,10 @@ def explain(options: Namespace) -> dict[str, Any]:
     if options.devices != 1:
         raise InvalidInputError("devices: several share Parquet shards only; add --format parquet.")
     out = Path(options.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"out: {out} exists and is not empty; name a new directory. Nothing was changed.")
+    try:
+        portable.require_new(out)
+    except portable.PortableError as error:
+        raise RunError(str(error)) from error
     model = _load(options.run, options)
     paths = find_images(options.paths)
     rows, failed = [], []

@@ -387,11 +387,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lficam: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"lficam: {error.strerror or error}: {error.filename or 'no file named'}.", file=sys.stderr)
+        print(f"lficam: {told(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("lficam: interrupted.", file=sys.stderr)
         return 130
+
+
+def told(error: OSError) -> str:
+    """What the system refused, as a sentence."""
+    return f"{error.strerror or error}: {error.filename or 'no file named'}."
+
+
+def require_new(out: Path) -> None:
+    """Refuse a directory for results that holds something.
+
+    Raises:
+        PortableError: it does, or is a file.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise PortableError(f"out: {out} exists and is not empty; name a new directory. Nothing was changed.")
 
 
 def file_name(number: int, path: str) -> str:
@@ -401,8 +416,7 @@ def file_name(number: int, path: str) -> str:
 
 def _predict(options: argparse.Namespace) -> int:
     out = Path(options.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise PortableError(f"out: {out} exists and is not empty; name a new directory. Nothing was changed.")
+    require_new(out)
     model, paths, failed = PortableModel(options.model, options.threads), find_images(options.paths), []
     for number, result in enumerate(model.predict(paths)):
         if isinstance(result, PortableError):

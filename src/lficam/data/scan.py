@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -166,34 +166,33 @@ def _compare(scan: Scan, files: dict[tuple[str, str], list[Path]]) -> None:
 
 
 def _same(paths: Iterable[Path]) -> list[list[Path]]:
-    """Groups of two files and more with the same content; only those of one size are read."""
-    by_size = defaultdict(list)
+    """Groups of two files and more with the same content; a file is read as far as its size and beginning ask for."""
+    groups = [list(paths)]
+    for key in (_size, _beginning, _whole):
+        groups = [alike for group in groups for alike in _by(key, group) if len(alike) > 1]
+    return groups
+
+
+def _by(key: Callable[[Path], Any], paths: Iterable[Path]) -> Iterable[list[Path]]:
+    found = defaultdict(list)
     for path in paths:
-        by_size[path.stat().st_size].append(path)
-    by_content = defaultdict(list)
-    for size, members in by_size.items():
-        if len(members) > 1:
-            for path in members:
-                by_content[size, _digest(path)].append(path)
-    return [group for group in by_content.values() if len(group) > 1]
+        found[key(path)].append(path)
+    return found.values()
 
 
 def copies(train: Iterable[Path], test: Iterable[Path]) -> list[tuple[Path, Path]]:
     """Each test file with the first training file of the same content; links that lead nowhere are none."""
-    kept = {path: path.stat().st_size for path in train if path.is_file()}
-    tested = {path: path.stat().st_size for path in test if path.is_file()}
+    kept, tested = ({path: _size(path) for path in paths if path.is_file()} for paths in (train, test))
     sizes = set(kept.values()) & set(tested.values())
-    known: dict[tuple[int, bytes], list[Path]] = defaultdict(list)
-    for path, size in kept.items():
-        if size in sizes:
-            known[size, _beginning(path)].append(path)
-    pairs = []
-    for path, size in tested.items():
-        alike = known.get((size, _beginning(path)), []) if size in sizes else []
-        same = next((one for one in alike if size <= _BEGINNING or _digest(one) == _digest(path)), None)
-        if same is not None:
-            pairs.append((same, path))
-    return pairs
+    known: dict[Path, Path | None] = {}
+    for group in _same(path for path, size in {**kept, **tested}.items() if size in sizes):
+        first = next((path for path in group if path in kept), None)
+        known |= dict.fromkeys(group, first)
+    return [(known[path], path) for path in tested if known.get(path)]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def _beginning(path: Path) -> bytes:
@@ -202,7 +201,9 @@ def _beginning(path: Path) -> bytes:
         return hashlib.blake2b(file.read(_BEGINNING)).digest()
 
 
-def _digest(path: Path) -> bytes:
+def _whole(path: Path) -> bytes:
+    if _size(path) <= _BEGINNING:  # which was all of it
+        return b""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "blake2b").digest()
 

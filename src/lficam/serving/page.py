@@ -4,18 +4,16 @@ import threading
 from typing import Any
 
 import gradio as gr
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lficam import portable
 from lficam.contract import TrainedClassifier
 from lficam.data.transforms import normalise
 from lficam.errors import LficamError
 from lficam.explainers import EXPLAINERS, create_explainer
 from lficam.predict import Explanation, explain_images
-from lficam.visualize import heat_colours
+from lficam.visualize import enlarge, overlay, overlay_signed
 
 _SIDE = 336
 _PREDICTED = "the predicted class"
@@ -119,16 +117,9 @@ def _own_maps(found: Explanation, opacity: float) -> list[tuple[Tensor, str]]:
 
 
 def _drawn(image: Tensor, values: Tensor, signed: bool, opacity: float) -> Tensor:
-    pixels, grid = image.permute(1, 2, 0).numpy(), values[0].float().numpy()
-    if signed:
-        drawn = portable.draw_evidence(pixels, grid, opacity=opacity)
-    else:
-        drawn = portable.draw_heat(pixels, grid, heat_colours(), opacity)
-    return torch.from_numpy(drawn).permute(2, 0, 1)
+    return overlay_signed(image, values, opacity=opacity) if signed else overlay(image, values, opacity)
 
 
 def _enlarged(image: Tensor) -> Image.Image:
     """Whole pixels, so that nothing is seen that the network did not see."""
-    factor = max(_SIDE // min(image.shape[-2:]), 1)
-    pixels = image.permute(1, 2, 0).numpy()
-    return Image.fromarray(np.ascontiguousarray(pixels.repeat(factor, 0).repeat(factor, 1)))
+    return Image.fromarray(enlarge(image, _SIDE).permute(1, 2, 0).numpy())
