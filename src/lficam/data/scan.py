@@ -184,11 +184,11 @@ def copies(train: Iterable[Path], test: Iterable[Path]) -> list[tuple[Path, Path
     """Each test file with the first training file of the same content; links that lead nowhere are none."""
     kept, tested = ({path: _size(path) for path in paths if path.is_file()} for paths in (train, test))
     sizes = set(kept.values()) & set(tested.values())
-    known: dict[Path, Path | None] = {}
+    known: dict[Path, Path] = {}
     for group in _same(path for path, size in {**kept, **tested}.items() if size in sizes):
         first = next((path for path in group if path in kept), None)
-        known |= dict.fromkeys(group, first)
-    return [(known[path], path) for path in tested if known.get(path)]
+        known |= dict.fromkeys(group, first) if first is not None else {}
+    return [(known[path], path) for path in tested if path in known]
 
 
 def _size(path: Path) -> int:
