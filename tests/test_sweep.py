@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 import lficam
 from lficam.cli import main
 from lficam.errors import InvalidInputError, RunError
-from lficam.sweep import draw_panels, paired_interval, read_sweep, run_sweep
+from lficam.sweep import draw_panels, paired_interval, read_sweep, run_sweep, write_summary
 
 PLAN = {
     "recipe": "RECIPE",
@@ -21,6 +22,12 @@ PLAN = {
     "against": "w = 1/K",
     "measure": [{"explainers": ["attention", "centre"], "metrics": ["average_drop"], "pictures": 6}],
     "stability": {"explainers": ["attention", "class_evidence"], "pictures": 6},
+    "headline": [
+        {"name": "error, %", "metric": "top1_error", "percent": True},
+        {"name": "IoU", "metric": "stability: iou", "map": "attention"},
+        {"name": "parameters", "metric": "parameters"},
+        {"name": "elsewhere", "metric": "top1_error", "data": "two-digits"},
+    ],
     "panels": {
         "figure-5": {
             "pictures": 3,
@@ -87,6 +94,33 @@ def test_table_and_figure_come_from_the_records(swept):
     assert (home.parent / "copy" / "table.md").read_text().splitlines()[2:] == table.splitlines()[2:]
 
 
+def test_the_headline_is_the_mean_of_the_records(swept):
+    home, _ = swept
+    lines = (home / "table.md").read_text().splitlines()
+    assert lines[2] == "| variant | runs | error, % | IoU | parameters | elsewhere |"
+    rows = [row for row in rows_of(home) if row["variant"] == "w = 1/K"]
+    first, second = (100 * row["value"] for row in rows if row["metric"] == "top1_error")
+    (iou,) = (row["value"] for row in rows if (row["metric"], row["explainer"]) == ("stability: iou", "attention"))
+    parameters = next(row["value"] for row in rows if row["metric"] == "parameters")
+    error = f"{(first + second) / 2:.1f} ± {abs(first - second) / 2**0.5:.1f}"
+    assert lines[5] == f"| w = 1/K | 2 | {error} | {iou:.3f} | {parameters:,} | - |"
+
+
+EXPERIMENTS = sorted((Path(__file__).parents[1] / "experiments").glob("*/sweep.yaml"))
+
+
+@pytest.mark.parametrize("file", EXPERIMENTS, ids=lambda file: file.parent.name)
+def test_the_published_tables_are_those_of_the_records(file, tmp_path):
+    home = tmp_path / file.parent.name
+    home.mkdir()
+    for name in ("sweep.yaml", "records.jsonl"):
+        shutil.copy(file.parent / name, home)
+    table = write_summary(read_sweep(home / "sweep.yaml"))
+    assert table == (file.parent / "table.md").read_text()
+    headline = table[table.index("| variant | runs |") : table.index("\n\nEverything")]
+    assert headline in (Path(__file__).parents[1] / "docs" / "results.md").read_text()
+
+
 def test_it_goes_on_from_its_records_when_the_runs_are_gone(swept, folder, monkeypatch):
     home, _ = swept
     copy = home.parent / "resumed"
@@ -144,6 +178,8 @@ def test_other_settings_are_another_run_and_stability_survives_the_loss_of_maps(
         ({"variants": {"a": {"epochs": 0}}, "against": ""}, "epochs: got 0"),
         ({"variants": {"a": {"epoch": 1}}, "against": ""}, "settings that no recipe has"),
         ({"against": "nobody"}, "against 'nobody' is none of"),
+        ({"headline": [{"name": "error"}]}, "headline needs name and metric"),
+        ({"headline": ["error"]}, "expected names and values"),
         ({"seeds": 3}, "expected recipe, variants, runs"),
         ({"panels": {"a": {"pictures": 3}}}, "panel a needs a name"),
         ({"panels": {"a": {"pictures": 0, "columns": []}}}, "panel a needs"),

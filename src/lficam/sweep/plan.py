@@ -31,6 +31,8 @@ class Sweep:
         measure: of each, ``explainers``, ``metrics`` and ``pictures`` (a number) of `lficam.measuring`.
         stability: ``explainers`` and ``pictures`` of `lficam.stability`.
         tests: the sources that are measured on; the training source's test part where empty.
+        headline: the columns of the table that comes first: of each, ``name``, ``metric`` and ``map`` of its records
+            (no map unless given), ``data`` (the first test set that has them) and ``percent`` (times 100; false).
         panels: by the name of a figure, ``pictures`` (rows) and ``columns``: of each, ``variant``, ``map`` (one of
             stability's explainers) and ``run`` (0 unless given).
         against: the variant that the others are held against, run by run.
@@ -45,6 +47,7 @@ class Sweep:
     measure: list[dict[str, Any]]
     stability: dict[str, Any]
     tests: list[str]
+    headline: list[dict[str, Any]]
     panels: dict[str, dict[str, Any]]
     against: str
     data: str | None
@@ -130,6 +133,7 @@ _KINDS = {
     "measure": list,
     "stability": dict,
     "tests": list,
+    "headline": list,
     "panels": dict,
     "against": str,
 }
@@ -141,7 +145,7 @@ def _check(sweep: Sweep) -> None:
         raise InvalidInputError(f"sweep: against {sweep.against!r} is none of {', '.join(variants)}.")
     if len({slug(name, 0) for name in variants}) < len(variants):
         raise InvalidInputError(f"sweep: two of the variants {', '.join(variants)} would share a directory.")
-    for part in (*variants.values(), *sweep.runs, *sweep.measure):
+    for part in (*variants.values(), *sweep.runs, *sweep.measure, *sweep.headline):
         if not isinstance(part, dict):
             raise InvalidInputError(f"sweep: expected names and values in {sweep.path}, got {part!r}.")
     for asked in (*sweep.measure, *([{"metrics": [], **sweep.stability}] if sweep.stability else [])):
@@ -151,6 +155,7 @@ def _check(sweep: Sweep) -> None:
     for name in sweep.stability.get("explainers", []):
         if name not in EXPLAINERS:
             raise UnknownNameError("explainer of stability", name, EXPLAINERS)
+    _check_headline(sweep)
     for variant in variants:
         _check_parents(sweep, variant)
     for name, panel in sweep.panels.items():
@@ -158,6 +163,12 @@ def _check(sweep: Sweep) -> None:
     for variant in variants:
         for run in range(len(sweep.runs)):
             recipe_from_values(sweep.values(variant, run)).check()
+
+
+def _check_headline(sweep: Sweep) -> None:
+    for column in sweep.headline:
+        if not {"name", "metric"} <= set(column) <= {"name", "metric", "map", "data", "percent"}:
+            raise InvalidInputError(f"sweep: a column of the headline needs name and metric, got {column!r}.")
 
 
 def _check_parents(sweep: Sweep, variant: str) -> None:

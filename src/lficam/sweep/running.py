@@ -108,10 +108,8 @@ def _of_test(sweep: Sweep, run: Run, pictures: Pictures, source: str) -> Iterato
     for row in evaluation["localization"]:
         for metric in ("pointing", "pointing_chance", "box_iou", "box_iou_chance"):
             yield {**everything, "explainer": row["map"], "metric": metric, **_bounds(row[metric])}
-    for row in evaluation["shortcut"].get("peaks", []):
-        for metric in ("on_the_mark", "near_the_mark", "on_the_digit"):
-            about = {"explainer": row["map"], "metric": f"peak {metric}".replace("_", " ")}
-            yield {**everything, **about, **_bounds(row[metric])}
+    for row in _of_shortcut(dict(evaluation["shortcut"])):
+        yield {**everything, **row}
     for asked in sweep.measure:
         drawn, wanted = pictures.sample(asked["pictures"]), carried(run.model, asked["explainers"])
         for record in measure_run(run.directory, run.model, drawn, source, wanted, asked["metrics"]):
@@ -119,6 +117,17 @@ def _of_test(sweep: Sweep, run: Run, pictures: Pictures, source: str) -> Iterato
                 bounds = {"value": record.value, "low": record.low, "high": record.high}
                 about = {"pictures": len(drawn), "explainer": record.explainer, "metric": record.metric}
                 yield {**about, **bounds}
+
+
+def _of_shortcut(shortcut: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """How often the label is the planted mark's, and where each map's peak lies then."""
+    peaks = shortcut.pop("peaks", [])
+    for metric, value in shortcut.items():
+        yield {"explainer": "", "metric": metric, **_bounds(value)}
+    for row in peaks:
+        for place, value in row.items():
+            if place != "map":
+                yield {"explainer": row["map"], "metric": f"peak {place}".replace("_", " "), **_bounds(value)}
 
 
 def _bounds(value: Any) -> dict[str, Any]:

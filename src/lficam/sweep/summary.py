@@ -1,7 +1,6 @@
 """Table, figures and panels, made from the records and the kept maps."""
 
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,9 +33,11 @@ def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
     count = len({row["run"] for row in rows if row["seed"] is not None})
     paired = f" In brackets the difference to {sweep.against}, run by run, with its 95 % t-interval."
     lines = [
-        f"Made by `{sweep.command}`; {count} runs in all, of {rows[0]['epochs']} epochs, {platform.machine()}. "
-        "Mean and standard deviation over the runs of a variant; stability over all pairs of them."
-        + (paired if sweep.against else ""),
+        f"Made by `{rows[0]['command']}`; {count} runs in all. "
+        "Mean and standard deviation over the runs of a variant; stability over all pairs of them.",
+        "",
+        *_headline(sweep, rows),
+        "Everything that was measured." + (paired if sweep.against else ""),
         "",
         "| data | pictures | map | measure | " + " | ".join(variants) + " |",
         "|---|---|---|---|" + "---|" * len(variants),
@@ -56,21 +57,64 @@ def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _headline(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line a variant, the columns that the sweep's file asks for; "-" where a variant has no such value."""
+    if not sweep.headline:
+        return
+    yield "| variant | runs | " + " | ".join(column["name"] for column in sweep.headline) + " |"
+    yield "|---|---|" + "---|" * len(sweep.headline)
+    for variant in sweep.variants:
+        of_variant = [row for row in rows if row["variant"] == variant]
+        count = len({row["run"] for row in of_variant if row["seed"] is not None})
+        cells = [_headline_cell(column, of_variant) for column in sweep.headline]
+        yield f"| {variant} | {count} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _headline_cell(column: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    asked = (column["metric"], column.get("map", ""))
+    rows = [row for row in rows if (row["metric"], row["explainer"]) == asked]
+    data = column.get("data", rows[0]["dataset"] if rows else "")
+    found = [row for row in rows if row["dataset"] == data]
+    if not found:
+        return "-"
+    return _shown(found, scale=100 if column.get("percent") else 1)
+
+
+def _shown(rows: Sequence[Mapping[str, Any]], scale: int = 1) -> str:
+    """Mean and deviation, or the count that all runs have."""
+    if (count := _common_count(rows)) is not None:
+        return f"{count:,}"
+    mean, deviation = _mean_and_deviation(rows)
+    digits = 1 if scale == 100 or abs(mean) >= 10 else 3
+    return f"{scale * mean:.{digits}f}" + ("" if deviation is None else f" ± {scale * deviation:.{digits}f}")
+
+
+def _common_count(rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """The whole number, such as of parameters, that all runs have."""
+    values = {row["value"] for row in rows}
+    return rows[0]["value"] if len(values) == 1 and isinstance(rows[0]["value"], int) else None
+
+
+def _mean_and_deviation(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float | None]:
+    """Over runs; of one row, which stability's is, the deviation that it brings."""
+    values = [row["value"] for row in rows]
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else rows[0].get("deviation")
+    return float(np.mean(values)), deviation
+
+
 def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What makes a line of the table."""
     return row["dataset"], row["pictures"], row["explainer"], row["metric"]
 
 
 def _cell(found: Mapping[str, Mapping[str, Any]], against: Mapping[str, Mapping[str, Any]], itself: bool) -> str:
-    values = [row["value"] for row in found.values()]
-    if not values:
+    if not found:
         return ""
-    if all(isinstance(value, int) for value in values) and len(set(values)) == 1:
-        return f"{values[0]:,}"
-    deviation = np.std(values, ddof=1) if len(values) > 1 else next(iter(found.values())).get("deviation")
-    shown = f"{np.mean(values):.3f}" + (f" ± {deviation:.3f}" if deviation is not None else "")
+    of_runs = list(found.values())
+    shown = _shown(of_runs)
     paired = sorted(set(found) & set(against))
-    if itself or len(paired) < 2:
+    if itself or len(paired) < 2 or _common_count(of_runs) is not None:
         return shown
     low, high = paired_interval([found[run]["value"] - against[run]["value"] for run in paired])
     difference = np.mean([found[run]["value"] - against[run]["value"] for run in paired])
