@@ -49,6 +49,10 @@ def test_every_map_stands_beside_chance_and_the_baselines(evaluations):
     for row in rows.values():
         assert 0 <= row["pointing_chance"] <= 1
         assert 0 <= row["box_iou_chance"] < 1
+        assert 0 <= row["pointing_mean_map"] <= 1
+    # A map that is the same for all pictures is its own mean.
+    assert rows["centre"]["pointing_mean_map"] == pytest.approx(rows["centre"]["pointing"]["value"])
+    assert rows["centre"]["box_iou_mean_map"] == pytest.approx(rows["centre"]["box_iou"])
     assert rows["centre"]["class_targeted"] is False
     assert "top1_error_uniform" in evaluations["digits-in-scenes"][0].classification
 

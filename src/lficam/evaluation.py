@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from lficam.errors import DataError, InvalidInputError
 from lficam.explainers import create_explainer
 from lficam.explainers.base import Explainer
 from lficam.files import write_json
+from lficam.functional import min_max
 from lficam.metrics.classification import calibration_error, per_class, rate, rate_over_pictures, top_k_misses
 from lficam.metrics.localization import points_into, region_iou, shuffled, widened
 from lficam.models.backbones import count_parameters
@@ -330,21 +331,30 @@ def _known(boxes: Tensor) -> Tensor:
 
 
 def _held_against(maps: list[Tensor], all_boxes: Tensor) -> dict[str, Any]:
-    """Rates over the objects of pictures that know them all; chance is maps held against the boxes of others."""
+    """Rates over the objects of pictures that know them all; beside them what takes no look at the picture.
+
+    Chance is the maps held against the boxes of others; ``mean_map`` is the mean of all the maps in place of each.
+    """
     known = _known(all_boxes)
     boxes = all_boxes[known].unbind(1)
     maps = [of_object[known] for of_object in maps]
     other = shuffled(int(known.sum()))
+    of_others = [of_object[other] for of_object in boxes]
+    mean_map = min_max(torch.cat(maps).mean(dim=0, keepdim=True)).expand_as(maps[0])
     hits = [points_into(m, b) for m, b in zip(maps, boxes, strict=True)]
-    chance_hits = [points_into(m, b[other]) for m, b in zip(maps, boxes, strict=True)]
-    ious = [region_iou(m, b) for m, b in zip(maps, boxes, strict=True)]
-    chance_ious = [region_iou(m, b[other]) for m, b in zip(maps, boxes, strict=True)]
-    return {
-        "pointing": rate_over_pictures(torch.stack(hits, dim=1))._asdict(),
-        "pointing_chance": float(torch.cat(chance_hits).float().mean()),
-        "box_iou": float(torch.cat(ious).mean()),
-        "box_iou_chance": float(torch.cat(chance_ious).mean()),
-    }
+    figures: dict[str, Any] = {"pointing": rate_over_pictures(torch.stack(hits, dim=1))._asdict()}
+    figures["box_iou"] = _mean_of(region_iou, maps, boxes)
+    for control, (held, against) in {
+        "chance": (maps, of_others),
+        "mean_map": ([mean_map] * len(maps), boxes),
+    }.items():
+        figures[f"pointing_{control}"] = _mean_of(points_into, held, against)
+        figures[f"box_iou_{control}"] = _mean_of(region_iou, held, against)
+    return figures
+
+
+def _mean_of(measure: Callable[[Tensor, Tensor], Tensor], maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> float:
+    return float(torch.cat([measure(m, b) for m, b in zip(maps, boxes, strict=True)]).float().mean())
 
 
 def _shortcut(subject: Subject, logits: Tensor) -> dict[str, Any]:

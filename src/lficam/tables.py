@@ -68,16 +68,15 @@ def print_evaluation(evaluation: dict[str, Any]) -> None:
     _print_classes(console, evaluation["classes"])
     if evaluation["localization"]:
         table = Table(title="where the maps point", title_justify="left", box=None)
-        for column in ("map", "class asked", "pointing", "chance", "box IoU", "chance"):
+        for column in ("map", "class asked", "pointing", "chance", "mean map", "box IoU", "chance", "mean map"):
             table.add_column(column)
         for row in evaluation["localization"]:
             table.add_row(
                 row["map"],
                 "yes" if row["class_targeted"] else "no",
                 f"{row['pointing']['value']:.3f}",
-                f"{row['pointing_chance']:.3f}",
-                f"{row['box_iou']:.3f}",
-                f"{row['box_iou_chance']:.3f}",
+                *(f"{row[f'pointing_{control}']:.3f}" for control in ("chance", "mean_map")),
+                *(f"{row[name]:.3f}" for name in ("box_iou", "box_iou_chance", "box_iou_mean_map")),
             )
         console.print(table)
     _print_shortcut(console, evaluation["shortcut"])

@@ -11,6 +11,7 @@ from lficam.metrics.localization import (
     grid_share,
     mask_iou,
     max_box_acc,
+    max_box_acc_v2,
     pixel_average_precision,
     region_iou,
     tuned_threshold,
@@ -58,6 +59,50 @@ def test_max_box_acc_takes_the_best_threshold_for_each_overlap(maps, boxes):
     ious = [region_iou(maps, boxes, number / 20) for number in range(1, 20)]
     expected = sum(max(float((iou >= delta).float().mean()) for iou in ious) for delta in (0.3, 0.5, 0.7)) / 3
     assert max_box_acc(maps, boxes) == pytest.approx(expected)
+
+
+def regions_by_flooding(high):
+    """The boxes of connected pixels, one region after the other."""
+    left, boxes = {(y, x) for y in range(high.shape[0]) for x in range(high.shape[1]) if high[y, x]}, []
+    while left:
+        region, edge = set(), [left.pop()]
+        while edge:
+            y, x = edge.pop()
+            region.add((y, x))
+            near = {(y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)} & left
+            left -= near
+            edge += near
+        rows, columns = [y for y, _ in region], [x for _, x in region]
+        boxes.append((min(columns), min(rows), max(columns) + 1, max(rows) + 1))
+    return boxes
+
+
+def overlap(one, other):
+    width = max(0.0, min(one[2], other[2]) - max(one[0], other[0]))
+    height = max(0.0, min(one[3], other[3]) - max(one[1], other[1]))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return width * height / (sum(areas) - width * height)
+
+
+def test_max_box_acc_v2_takes_the_best_of_all_regions(maps, boxes):
+    two = torch.stack((boxes, torch.full((4, 4), torch.nan)), dim=1)
+    two[0, 1] = torch.tensor([6.0, 2.0, 8.0, 4.0])
+    shares = []
+    for delta in (0.3, 0.5, 0.7):
+        best = 0.0
+        for step in range(1, 100):
+            found = 0
+            for picture, boxes_of_one in zip(maps[:, 0], two, strict=True):
+                regions = regions_by_flooding(picture >= step / 100)
+                known = [box for box in boxes_of_one.tolist() if box[0] == box[0]]
+                best_here = max((overlap(a, b) for a in regions for b in known), default=0.0)
+                if not regions:  # the whole picture
+                    best_here = max(overlap((0, 0, 8, 6), b) for b in known)
+                found += best_here >= delta
+            best = max(best, found / 4)
+        shares.append(best)
+    assert max_box_acc_v2(maps, two) == pytest.approx(sum(shares) / 3)
+    assert max_box_acc_v2(maps, boxes) >= max_box_acc(maps, boxes)
 
 
 def test_the_tuned_threshold_is_the_best_one(maps, boxes):

@@ -139,9 +139,12 @@ def _tuned_box_iou(probe: Probe, name: str) -> Values:
     return {"box_iou_tuned": values}
 
 
-def _max_box_acc(probe: Probe, name: str) -> Values:
-    maps, boxes, _ = _known_boxes(probe, name)
-    return {"max_box_acc": torch.tensor([localization.max_box_acc(maps, boxes)])}
+def _of_all_boxes(measure: Callable[[Tensor, Tensor], float]) -> Callable[[Probe, str], Values]:
+    def ask(probe: Probe, name: str) -> Values:
+        maps, boxes, _ = _known_boxes(probe, name)
+        return {measure.__name__: torch.tensor([measure(maps, boxes)])}
+
+    return ask
 
 
 def _pxap(probe: Probe, name: str) -> Values:
@@ -261,7 +264,8 @@ MEASURES: dict[str, Measure] = {
     "energy": Measure("higher", _alone("energy", _against_boxes(localization.energy_share, True)), True),
     "mask_iou": Measure("higher", _alone("mask_iou", _against_boxes(localization.mask_iou, True)), True),
     "box_iou": Measure("higher", _tuned_box_iou, True),
-    "max_box_acc": Measure("higher", _max_box_acc, True),
+    "max_box_acc": Measure("higher", _of_all_boxes(localization.max_box_acc), True),
+    "max_box_acc_v2": Measure("higher", _of_all_boxes(localization.max_box_acc_v2), True),
     "pxap": Measure("higher", _pxap, True),
     "grid_pointing": Measure("higher", _grid_pointing, of="class_targeted"),
     "sanity": Measure("lower", _sanity),

@@ -106,8 +106,9 @@ def _of_test(sweep: Sweep, run: Run, pictures: Pictures, source: str) -> Iterato
     for metric, value in {**evaluation["classification"], **sizes}.items():
         yield {**everything, "explainer": "", "metric": metric, **_bounds(value)}
     for row in evaluation["localization"]:
-        for metric in ("pointing", "pointing_chance", "box_iou", "box_iou_chance"):
-            yield {**everything, "explainer": row["map"], "metric": metric, **_bounds(row[metric])}
+        for metric, value in row.items():
+            if metric not in ("map", "class_targeted"):
+                yield {**everything, "explainer": row["map"], "metric": metric, **_bounds(value)}
     for row in _of_shortcut(dict(evaluation["shortcut"])):
         yield {**everything, **row}
     for asked in sweep.measure:
