@@ -11,7 +11,6 @@ import lficam
 from lficam.cli import main
 from lficam.comparison import (
     DEFAULT_EXPLAINERS,
-    VERSUS,
     compare,
     questions_of_files,
     questions_of_pairs,
@@ -21,6 +20,7 @@ from lficam.contract import Preprocessing
 from lficam.data.pictures import Pictures
 from lficam.data.scenes import load_scenes
 from lficam.errors import DataError, InvalidInputError, UnknownNameError
+from lficam.explainers import VERSUS
 
 from .conftest import DIGIT_SIZE, digit_model
 

@@ -12,7 +12,8 @@ from lficam.data.pictures import Pictures
 from lficam.data.scenes import load_scenes
 from lficam.data.transforms import normalise
 from lficam.errors import DataError, InvalidInputError
-from lficam.evaluation import UNIFORM, VERSUS, evaluate, model_size
+from lficam.evaluation import UNIFORM, evaluate, model_size
+from lficam.explainers import VERSUS
 
 from .conftest import DIGIT_SIZE, digit_model
 

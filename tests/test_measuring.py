@@ -11,7 +11,8 @@ from lficam.cli import main
 from lficam.data.scenes import load_scenes
 from lficam.data.transforms import normalise
 from lficam.errors import InvalidInputError, UnknownNameError
-from lficam.measuring import BASELINES, MEASURES, ONES, VERSUS, Probe, Record, combine, measure, measure_run
+from lficam.explainers import VERSUS
+from lficam.measuring import BASELINES, MEASURES, ONES, Probe, Record, combine, measure, measure_run
 from lficam.measuring.measures import stages_from_the_head
 from lficam.metrics.use import SWAPS
 

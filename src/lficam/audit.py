@@ -10,7 +10,8 @@ from torch import Tensor
 from lficam.data.pictures import Pictures
 from lficam.errors import InvalidInputError
 from lficam.evaluation import carried, require_comparable
-from lficam.measuring import BASELINES, VERSUS, Record, combine, measure_run
+from lficam.explainers import VERSUS
+from lficam.measuring import BASELINES, Record, combine, measure_run
 from lficam.metrics.intervals import Mean, bootstrap_mean
 from lficam.models.plain import PlainClassifier
 from lficam.stability import measure_stability

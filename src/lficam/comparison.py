@@ -16,7 +16,7 @@ from lficam.data.sampling import spread
 from lficam.data.transforms import normalise, prepare
 from lficam.errors import DataError, InvalidInputError, RunError, UnknownNameError
 from lficam.evaluation import carried
-from lficam.explainers import EXPLAINERS, create_explainer
+from lficam.explainers import EXPLAINERS, VERSUS, create_explainer
 from lficam.files import write_json
 from lficam.models.plain import PlainClassifier
 from lficam.progress import track
@@ -24,7 +24,6 @@ from lficam.visualize import enlarge, overlay, overlay_signed, save_gallery_figu
 
 COMPARISON_FILE = "comparison.json"
 FIGURE_FILE = "comparison.png"
-VERSUS = "evidence (A not B)"
 # LIME and RISE take minutes a picture on a CPU, so they are asked for by name.
 DEFAULT_EXPLAINERS = ("attention", "class_evidence", "cam", "grad_cam", "grad_cam_pp", "layer_cam", "score_cam")
 _SIDE = 128

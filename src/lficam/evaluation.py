@@ -19,7 +19,7 @@ from lficam.data.sampling import spread
 from lficam.data.sources import load_source
 from lficam.data.transforms import normalise
 from lficam.errors import DataError, InvalidInputError
-from lficam.explainers import create_explainer
+from lficam.explainers import VERSUS, create_explainer
 from lficam.explainers.base import Explainer
 from lficam.files import write_json
 from lficam.functional import min_max
@@ -33,7 +33,6 @@ from lficam.visualize import draw_box, enlarge, overlay, overlay_signed, save_pn
 
 EVALUATION_FILE = "evaluation.json"
 GALLERY_SIDE = 160
-VERSUS = "class_evidence (A not B)"
 UNIFORM = "uniform (w = 1/K for the FIN)"
 _GALLERY_SIZE = 12
 _ALIKE = ("class_names", "preprocessing", "method")
@@ -224,7 +223,7 @@ def carried(model: PlainClassifier, explainers: Sequence[str]) -> list[str]:
     """Those explainers that a model can carry: attention where it has a map, CAM and evidence where they are exact."""
     missing = {"attention"} if model.config.method == "plain" else set()
     if model.linear_head is None:
-        missing |= {"class_evidence", "class_evidence_versus", "cam"}
+        missing |= {"class_evidence", VERSUS, "cam"}
     return [name for name in explainers if name not in missing]
 
 

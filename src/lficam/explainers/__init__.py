@@ -32,6 +32,11 @@ EXPLAINERS: dict[str, type[Explainer]] = {
 }
 
 
+# Of class evidence for a class "and not" another, where both have been said: the predicted and the second, or those
+# of the two objects in a picture.
+VERSUS = "class_evidence_versus"
+
+
 def create_explainer(name: str, model: ExplainableClassifier, **options: Any) -> Explainer:
     """An explainer by name.
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from lficam.data.pictures import Pictures
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.evaluation import evaluation_directory
-from lficam.explainers import EXPLAINERS
+from lficam.explainers import EXPLAINERS, VERSUS
 from lficam.files import read_record, write_whole
 from lficam.measuring.measures import MEASURES
-from lficam.measuring.probe import ONES, VERSUS, Probe
+from lficam.measuring.probe import ONES, Probe
 from lficam.metrics.intervals import bootstrap_mean
 from lficam.models.plain import PlainClassifier
 

@@ -9,8 +9,8 @@ from torchvision.transforms.v2 import functional as TF
 
 from lficam import functional as LF
 from lficam.errors import InvalidInputError
-from lficam.explainers import create_explainer
-from lficam.measuring.probe import GRID, ONES, VERSUS, Probe
+from lficam.explainers import VERSUS, create_explainer
+from lficam.measuring.probe import GRID, ONES, Probe
 from lficam.metrics import faithfulness, localization
 from lficam.metrics.localization import shuffled
 from lficam.metrics.sanity import cascading_randomisation

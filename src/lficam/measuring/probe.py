@@ -13,13 +13,12 @@ from lficam.data.pictures import Pictures
 from lficam.data.transforms import HIDDEN_GRID, normalise
 from lficam.errors import InvalidInputError
 from lficam.evaluation import Subject
-from lficam.explainers import create_explainer
+from lficam.explainers import VERSUS, create_explainer
 from lficam.explainers.fast import Classifier, fast_classifier
 from lficam.metrics import faithfulness
 from lficam.models.plain import PlainClassifier
 from lficam.progress import progress_bar
 
-VERSUS = "class_evidence_versus"
 ONES = "ones"
 GRID = 2  # pictures along a side of a grid
 _BATCH = 100
