@@ -1,6 +1,7 @@
 """Every measure on small models and what it means; work is neither lost nor done twice."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from lficam.cli import main
 from lficam.data.scenes import load_scenes
 from lficam.data.transforms import normalise
 from lficam.errors import InvalidInputError, UnknownNameError
-from lficam.explainers import VERSUS
+from lficam.explainers import EXPLAINERS, VERSUS
+from lficam.explainers.base import Explainer
 from lficam.measuring import BASELINES, MEASURES, ONES, Probe, Record, combine, measure, measure_run
 from lficam.measuring.measures import stages_from_the_head
 from lficam.metrics.use import SWAPS
@@ -145,6 +147,9 @@ def test_what_was_measured_is_not_measured_again_and_a_torn_line_is(run, folder,
     (tmp_path / "config.json").write_text(json.dumps({"weights_sha256": "another"}))
     assert ask() == first
     assert len(asked) == 3  # other weights: everything again
+    pictures = replace(pictures, boxes=pictures.boxes + 1)
+    ask()
+    assert len(asked) == 5  # other boxes: likewise
 
 
 def test_runs_are_combined_picture_by_picture():
@@ -153,10 +158,48 @@ def test_runs_are_combined_picture_by_picture():
         "b": [Record("cam", "x", "x", 1.0, 1.0, 1.0, values=[1.0, None]), Record("cam", "y", "y", 0.75)],
     }
     x, y = combine(of_run)
-    assert x["value"] == pytest.approx(2 / 3)
+    assert x["value"] == pytest.approx(0.75)  # of the pictures' means over runs, 0.5 and 1
     assert x["left_out"] == pytest.approx(0.25)
     assert x["runs"] == 2
-    assert (y["value"], y["low"]) == (0.5, None)
+    # Of the whole set: Student's interval over the two runs.
+    assert y["value"] == 0.5
+    assert y["high"] - y["value"] == pytest.approx(12.7062 * 0.25 * 2**0.5 / 2**0.5, rel=1e-3)
+
+
+def test_a_run_without_a_value_is_told_and_not_counted():
+    (row,) = combine(
+        {"a": [Record("cam", "x", "x", 0.9, values=[0.9, 0.9])], "b": [Record("cam", "x", "x", None, note="n/a: flat")]}
+    )
+    assert (row["value"], row["runs"], row["note"]) == (pytest.approx(0.9), 1, "1 of 2 runs: n/a: flat")
+
+
+def test_masks_are_the_objects_pixels_not_their_boxes(pictures):
+    class Painted(Explainer):
+        """The true masks as a map, in the order in which pictures come."""
+
+        name, class_targeted = "painted", False
+
+        def raw_maps(self, images, class_idx):
+            return next(painted)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(EXPLAINERS, "painted", Painted)
+        painted = iter([pictures.masks[:, :1].float()])
+        found = values(digit_model("plain"), pictures, ["painted"], ["mask_iou", "pxap"])
+    assert found["painted", "mask_iou_tuned"].value == pytest.approx(1.0)
+    assert found["painted", "pxap"].value == pytest.approx(1.0)
+    assert found["painted", "mask_iou_tuned_chance"].value < 0.5
+    assert found["painted", "pxap_mean_map"].value < 0.9
+    assert len(found["painted", "mask_iou_tuned"].values) == len(pictures)
+
+
+def test_any_of_two_objects_is_a_right_answer_to_a_swap():
+    two = load_scenes("two-digits", "test", DIGIT_SIZE).select(torch.arange(0, 1000, 83))
+    model = digit_model()
+    with torch.no_grad():
+        answers = model(normalise(two.images, model.config.preprocessing)).argmax(dim=1)
+    right = (answers[:, None] == two.object_labels).any(dim=1).float().mean()
+    assert values(model, two, ["attention"], ["swap"])["attention", "accuracy"].value == pytest.approx(float(right))
 
 
 def test_wrong_names_and_sets_are_refused(pictures):
@@ -194,8 +237,12 @@ def test_what_a_set_cannot_answer_is_said_or_left_out(pictures):
     unseen = pictures.select(torch.arange(6))
     unseen.boxes = torch.full_like(unseen.boxes, torch.nan)
     assert values(plain, unseen, ["grad_cam"], ["pointing"])["grad_cam", "pointing"].value is None
-    with pytest.raises(InvalidInputError, match="no picture of the sample knows"):
-        values(plain, unseen, ["grad_cam"], ["box_iou"])
+    for metric in ("box_iou", "max_box_acc_v2"):
+        found = values(plain, unseen, ["grad_cam"], [metric])
+        assert all(record.value is None for record in found.values())
+    unseen.masks = None
+    with pytest.raises(InvalidInputError, match="pxap needs a set that knows its objects' masks"):
+        values(plain, unseen, ["grad_cam"], ["pxap"])
     one_class = pictures.select(torch.nonzero(pictures.labels == pictures.labels[0]).flatten().repeat(3))
     with pytest.raises(InvalidInputError, match="pictures of four classes"):
         values(plain, one_class, ["grad_cam"], ["grid_pointing"])

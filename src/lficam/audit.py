@@ -234,10 +234,9 @@ def _word(difference: Mean, margin: float) -> Word:
 
 
 def _mean(values: Tensor) -> Mean:
-    """`bootstrap_mean`, at least 3 / N wide to each side: what N pictures did not show may still be one in N / 3."""
-    mean, least = bootstrap_mean(values), 3 / values.shape[1]
+    mean = bootstrap_mean(values)
     assert mean is not None
-    return mean._replace(low=min(mean.low, mean.value - least), high=max(mean.high, mean.value + least))
+    return mean
 
 
 def _shown(mean: Mean) -> str:

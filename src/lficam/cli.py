@@ -230,7 +230,9 @@ def _model_arguments(parser: ArgumentParser) -> None:
 def _evaluate_arguments(parser: ArgumentParser) -> None:
     _runs_arguments(parser)
     parser.add_argument("--data", type=str, required=True, help="source; its test part is used")
-    parser.add_argument("--explainers", type=str, nargs="+", default=[], metavar="NAME", help="whose maps to measure")
+    parser.add_argument(
+        "--explainers", type=str, nargs="+", default=[], metavar="NAME", help="whose maps, beside the baselines"
+    )
     parser.add_argument("--metrics", type=str, nargs="+", default=[], metavar="NAME", help="what to measure of them")
     parser.add_argument("--limit", type=int, default=500, help="pictures for --metrics, drawn from the whole set")
 
@@ -253,7 +255,7 @@ def evaluate(options: Namespace) -> dict[str, Any]:
 
 def _measure(options: Namespace) -> dict[str, Any]:
     from lficam.evaluation import carried
-    from lficam.measuring import DEFAULT_EXPLAINERS, DEFAULT_MEASURES, combine, measure_run
+    from lficam.measuring import BASELINES, DEFAULT_EXPLAINERS, DEFAULT_MEASURES, combine, measure_run
     from lficam.tables import print_measures
 
     models, pictures = _load_comparable(options)
@@ -262,7 +264,8 @@ def _measure(options: Namespace) -> dict[str, Any]:
     records = {}
     for run, model in models.items():
         explainers = options.explainers or carried(model, DEFAULT_EXPLAINERS)
-        records[run] = measure_run(run, model, pictures, options.data, explainers, metrics)
+        beside = dict.fromkeys([*explainers, *BASELINES])
+        records[run] = measure_run(run, model, pictures, options.data, list(beside), metrics)
     rows = combine(records)
     print_measures(f"{options.data}: {len(pictures)} pictures, {len(models)} runs, 95 % intervals", rows)
     return {"source": options.data, "pictures": len(pictures), "rows": rows}

@@ -80,6 +80,11 @@ class Subject:
         return self.pictures.seen_boxes(self.pictures.boxes, self.preprocessing)
 
     @cached_property
+    def masks(self) -> Tensor:
+        """The first objects' masks, likewise, (N, 1, S, S) bool."""
+        return self.pictures.seen_masks(self.preprocessing)
+
+    @cached_property
     def marks(self) -> Tensor:
         """The planted marks' boxes, likewise."""
         assert self.pictures.mark_boxes is not None
@@ -266,14 +271,14 @@ def _objects(pictures: Pictures) -> int:
     return 1 if pictures.boxes is None else pictures.boxes.shape[1]
 
 
-def _true_labels(pictures: Pictures) -> Tensor:
-    """(N, D): the label, or where a picture shows several objects, each of theirs."""
+def true_labels(pictures: Pictures) -> Tensor:
+    """(N, D): the label, or where a picture shows several objects, each of theirs: any of them is a right answer."""
     several = _objects(pictures) > 1 and pictures.object_labels is not None
     return pictures.object_labels if several else pictures.labels.unsqueeze(1)  # type: ignore[return-value]
 
 
 def _error(logits: Tensor, pictures: Pictures, k: int) -> dict[str, float]:
-    return rate(top_k_misses(logits, _true_labels(pictures), k))._asdict()
+    return rate(top_k_misses(logits, true_labels(pictures), k))._asdict()
 
 
 def _classification(logits: Tensor, pictures: Pictures) -> dict[str, Any]:
@@ -391,7 +396,7 @@ def _shortcut(subject: Subject, logits: Tensor) -> dict[str, Any]:
 def _gallery(subject: Subject, logits: Tensor, out: Path) -> list[dict[str, Any]]:
     """Strips of right and wrong pictures, spread over the whole set."""
     predicted = logits.argmax(dim=1)
-    labels = _true_labels(subject.pictures)
+    labels = true_labels(subject.pictures)
     right = (predicted.unsqueeze(1) == labels).any(dim=1)
     two_objects = _objects(subject.pictures) == 2
     rows = []

@@ -235,7 +235,7 @@ def _explain(
         height, width = picture.shape[-2:]
         crop = preprocessing.crop_box(height, width)
         scale = ((crop[2] - crop[0]) / preprocessing.size, (crop[3] - crop[1]) / preprocessing.size)
-        x, y = (points[number] + 0.5).tolist()
+        x, y = points[number].tolist()
         x1, y1, x2, y2 = regions[number].tolist()
         results.append(
             Explanation(

@@ -1,5 +1,6 @@
 """Records as tables for people, in a terminal."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -38,7 +39,22 @@ def print_measures(title: str, rows: list[dict[str, Any]]) -> None:
     for metric, better in dict.fromkeys((row["metric"], row["better"]) for row in judged):
         of_each = [_measured(cells.get((metric, explainer))) for explainer in explainers]
         table.add_row(metric.replace("_", " "), better, *of_each)
-    Console(width=max(Console().width, 40 + 18 * len(explainers))).print(table)
+    console = Console(width=max(Console().width, 40 + 18 * len(explainers)))
+    console.print(table)
+    said: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for remark in _remarks(row):
+            said.setdefault((row["metric"], remark), []).append(row["explainer"])
+    for (metric, remark), of in said.items():
+        console.print(f"{metric} of {', '.join(of)}: {remark}", highlight=False)
+
+
+def _remarks(row: dict[str, Any]) -> Iterator[str]:
+    """What a value does not show: why it is missing, what it leaves out."""
+    if row["note"]:
+        yield row["note"]
+    if 0 < row["left_out"] < 1:
+        yield f"{row['left_out']:.1%} of the pictures cannot be judged"
 
 
 def _measured(row: dict[str, Any] | None) -> str:

@@ -1,13 +1,17 @@
 """Faithfulness against values worked out by hand, slow rewrites and torchcam's and grad-cam's own measures."""
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
+import torchcam
 from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence, IncreaseInConfidence
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 from scipy.stats import pearsonr, spearmanr
+from torch import nn
+from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
 
 from lficam.errors import InvalidInputError
 from lficam.metrics.faithfulness import (
@@ -195,3 +199,56 @@ def test_drops_of_several_numbers_at_once_are_those_of_each(images, weights):
     both = patch_drops(lambda pictures: torch.stack((score(pictures), -score(pictures)), dim=1), images, patches=3)
     torch.testing.assert_close(both[..., 0], patch_drops(score, images, patches=3))
     torch.testing.assert_close(both[..., 1], -both[..., 0])
+
+
+PEERS = (ClassificationMetric, partial(DeletionInsertionMetric, steps=18))
+
+
+def test_average_drop_insertion_and_deletion_are_torchcams():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)
+    ).eval()
+    nn.init.normal_(model[4].weight, std=3.0)  # answers that masking changes
+    images = 2 * torch.randn(5, 3, 12, 12)
+    with torchcam.methods.CAM(model, target_layer="1", fc_layer="4", input_shape=(3, 12, 12)) as extractor:
+        peers = [peer(extractor, lambda logits: logits.softmax(dim=1)) for peer in PEERS]
+        for image in images:
+            for peer in peers:
+                peer.update(image[None])
+        expected = {name: value for peer in peers for name, value in peer.summary().items()}
+    with torch.no_grad():
+        features, asked = model[:2](images), model(images).argmax(dim=1)
+        cams = torch.einsum("nk,nkhw->nhw", model[4].weight[asked], features)[:, None].relu()
+        maps = cams - cams.amin(dim=(2, 3), keepdim=True)
+        maps = maps / maps.amax(dim=(2, 3), keepdim=True)
+
+        def probability(pictures):
+            return model(pictures).softmax(dim=1).gather(1, asked[:, None])[:, 0]
+
+        drop = average_drop(probability, images, maps)
+        areas = [measure(probability, images, maps, steps=18) for measure in (deletion, insertion)]
+    assert expected["avg_drop"] > 0.01
+    assert float(drop.mean()) == pytest.approx(expected["avg_drop"], abs=1e-5)
+    for area, name in zip(areas, ("deletion_auc", "insertion_auc"), strict=True):
+        assert float(area.mean()) == pytest.approx(expected[name], abs=1e-5)
+
+
+def test_patches_of_a_symmetric_map_are_not_ranked_by_rounding():
+    y, x = torch.meshgrid(torch.arange(36.0), torch.arange(36.0), indexing="ij")
+    gaussian = torch.exp(-((x - 17.5) ** 2 + (y - 17.5) ** 2) / (2 * 9.0**2))[None, None]
+    drops = torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(0))
+    by_hand = [[0, 1, 1, 0], [1, 2, 2, 1], [1, 2, 2, 1], [0, 1, 1, 0]]  # corners, edges, the middle
+    expected = spearmanr([value for row in by_hand for value in row], drops.flatten()).statistic
+    assert float(patch_deletion_correlation(drops, gaussian)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("measure", [average_drop, average_gain, deletion, insertion, road])
+def test_maps_that_are_not_one_a_picture_or_not_finite_are_refused(measure, images, maps):
+    for wrong, message in (
+        (maps[:1], "one a picture"),
+        (maps[..., :-1], "one a picture"),
+        (maps.masked_fill(maps > 0.9, torch.nan), "finite"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            measure(lambda pictures: pictures.sum(dim=(1, 2, 3)), images, wrong)

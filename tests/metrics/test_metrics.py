@@ -20,12 +20,23 @@ def box(*corners):
     return torch.tensor([corners], dtype=torch.float32)
 
 
-def test_the_peak_is_the_pixel_of_the_maximum():
-    assert peaks(MAP).tolist() == [[2, 1]]
+def test_the_peak_is_the_middle_of_the_pixel_of_the_maximum():
+    assert peaks(MAP).tolist() == [[2.5, 1.5]]
 
 
 def test_of_equal_peaks_the_first_counts():
-    assert peaks(torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]])).tolist() == [[1, 0]]
+    assert peaks(torch.tensor([[[[0.0, 1.0], [1.0, 0.0]]]])).tolist() == [[1.5, 0.5]]
+
+
+def test_a_mirrored_map_has_a_mirrored_peak():
+    small = torch.rand(20, 1, 7, 7, generator=torch.Generator().manual_seed(0))
+    maps = torch.nn.functional.interpolate(small, (224, 224), mode="bilinear", align_corners=False)
+    found, mirrored = peaks(maps), peaks(maps.flip(2, 3))
+    torch.testing.assert_close(mirrored, 224 - found, rtol=0, atol=0.51)
+    corner = torch.zeros(1, 1, 7, 7)
+    corner[..., 0, 0] = 1
+    enlarged = torch.nn.functional.interpolate(corner, (224, 224), mode="bilinear", align_corners=False)
+    assert peaks(enlarged).tolist() == [[8.0, 8.0]]  # the level corner is 16 pixels wide
 
 
 @pytest.mark.parametrize(

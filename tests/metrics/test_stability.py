@@ -95,7 +95,7 @@ def test_partners_share_a_class_and_no_picture(labels, seed):
 
 @pytest.mark.parametrize("measure", [map_iou, rank_correlation, structural_similarity])
 def test_maps_that_do_not_fit_are_refused(measure):
-    with pytest.raises(InvalidInputError, match="same pictures"):
+    with pytest.raises(InvalidInputError, match="one a picture"):
         measure(torch.zeros(2, 1, 4, 4), torch.zeros(3, 1, 4, 4))
     with pytest.raises(InvalidInputError, match="finite"):
         measure(torch.full((1, 1, 12, 12), torch.nan), torch.zeros(1, 1, 12, 12))

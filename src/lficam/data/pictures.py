@@ -113,6 +113,16 @@ class Pictures:
         empty = (seen[..., 2:] <= seen[..., :2]).any(dim=-1, keepdim=True)
         return seen.masked_fill(empty, torch.nan)
 
+    def seen_masks(self, preprocessing: Preprocessing) -> Tensor:
+        """The first objects' masks as the network's input shows them, (N, 1, size, size) bool, by the nearest pixel."""
+        assert self.masks is not None
+        seen, centres = [], (torch.arange(preprocessing.size) + 0.5) / preprocessing.size
+        for index in range(len(self)):
+            x1, y1, x2, y2 = preprocessing.crop_box(*self.size(index))
+            rows, columns = (y1 + centres * (y2 - y1)).long(), (x1 + centres * (x2 - x1)).long()
+            seen.append(torch.as_tensor(self.masks[index])[:1, rows][:, :, columns])
+        return torch.stack(seen)
+
     def size(self, index: int) -> tuple[int, int]:
         """(H, W) of a picture in its own pixels."""
         if isinstance(self.images, OnDemand):

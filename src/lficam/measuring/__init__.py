@@ -11,19 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lficam.data.pictures import Pictures
+from lficam.data.pictures import OnDemand, Pictures
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.evaluation import evaluation_directory
 from lficam.explainers import EXPLAINERS, VERSUS
 from lficam.files import read_record, write_whole
 from lficam.measuring.measures import MEASURES
 from lficam.measuring.probe import ONES, Probe
-from lficam.metrics.intervals import bootstrap_mean
+from lficam.metrics.intervals import between_runs, bootstrap_mean
 from lficam.models.plain import PlainClassifier
 
 BASELINES = ("feature_mean", "centre", "random", ONES)
+# What a localisation measure has beside it: no value of the map's own.
+CONTROLS = ("_chance", "_mean_map")
 # Of the record files: raised when a measure or the form of a record changes.
-_SCHEMA = 1
+_SCHEMA = 2
 # What takes seconds a run; the others are asked for by name.
 DEFAULT_EXPLAINERS = ("attention", "class_evidence", "grad_cam", *BASELINES)
 DEFAULT_MEASURES = ("patch_deletion", "average_drop", "adcc")
@@ -86,7 +88,7 @@ def measure(
 
     Raises:
         UnknownNameError: no such explainer or measure.
-        InvalidInputError: a measure of boxes on a set without, or an explainer that the model cannot carry.
+        InvalidInputError: a measure of boxes or masks on a set without, or an explainer that the model cannot carry.
     """
     require_known(explainers, measures)
     _require_fit(pictures, measures)
@@ -114,8 +116,9 @@ def require_known(explainers: Sequence[str], measures: Sequence[str]) -> None:
 
 def _require_fit(pictures: Pictures, measures: Sequence[str]) -> None:
     for group in measures:
-        if MEASURES[group].needs_boxes and pictures.boxes is None:
-            raise InvalidInputError(f"metrics: {group} needs a set that knows its objects' boxes; leave it out.")
+        needs = MEASURES[group].needs
+        if needs and getattr(pictures, needs) is None:
+            raise InvalidInputError(f"metrics: {group} needs a set that knows its objects' {needs}; leave it out.")
     if len(pictures) < 2:
         raise InvalidInputError(f"data: expected at least two pictures, got {len(pictures)}.")
 
@@ -131,6 +134,8 @@ def _records(probe: Probe, name: str, group: str) -> list[Record]:
 
 def _record(name: str, group: str, metric: str, values: Tensor) -> Record:
     better = "higher" if metric == "average_gain" else "lower" if "agreement" in metric else MEASURES[group].better
+    if metric.endswith(CONTROLS):
+        better = ""
     if len(values) == 1:
         alone = None if values.isnan().any() else float(values)
         return Record(name, group, metric, alone, better=better, note="" if alone is not None else "n/a")
@@ -158,12 +163,11 @@ def measure_run(
         The records asked for, in their order.
     """
     path = evaluation_directory(run, source) / f"measures-{len(pictures)}.jsonl"
-    names = json.dumps([pictures.names, pictures.labels.tolist()])
     facts = {
         "schema": _SCHEMA,
         "source": source,
         "pictures": len(pictures),
-        "names_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        "pictures_sha256": _fingerprint(pictures),
         "weights_sha256": read_record(Path(run) / "config.json").get("weights_sha256"),
     }
     known = _read_records(path, facts)
@@ -176,6 +180,18 @@ def measure_run(
     return [
         record for group in known for record in group if record.explainer in explainers and record.group in measures
     ]
+
+
+def _fingerprint(pictures: Pictures) -> str:
+    """Of what is measured on: names, labels, objects, and pixels that are in memory, else the files' sizes."""
+    digest = hashlib.sha256(json.dumps([pictures.names, pictures.labels.tolist()]).encode())
+    for known in (pictures.images, pictures.boxes, pictures.masks, pictures.object_labels):
+        if isinstance(known, Tensor):
+            digest.update(known.contiguous().numpy().tobytes())
+        elif isinstance(known, OnDemand):
+            sizes = [item.stat().st_size if isinstance(item, Path) else item for item in known.items]
+            digest.update(json.dumps(sizes, default=repr).encode())
+    return digest.hexdigest()
 
 
 def _plain(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -198,21 +214,34 @@ def _read_records(path: Path, facts: Mapping[str, Any]) -> list[list[Record]]:
 
 
 def combine(records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
-    """Records of several runs on the same pictures as one row a value, with an interval over runs and pictures."""
+    """Records of several runs on the same pictures as one row a value, with an interval over runs and pictures.
+
+    ``runs`` counts those that have a value; a ``note`` tells of others.
+    """
     by_key: dict[tuple[str, str], list[Record]] = {}
     for of_run in records.values():
         for record in of_run:
             by_key.setdefault((record.explainer, record.metric), []).append(record)
     rows = []
     for (explainer, metric), found in by_key.items():
-        row: dict[str, Any] = {"explainer": explainer, "metric": metric, "better": found[0].better, "runs": len(found)}
-        values = [[torch.nan if value is None else value for value in record.values] for record in found]
-        judged = [record.value for record in found if record.value is not None]
-        mean = bootstrap_mean(torch.tensor(values)) if all(values) else None
-        if mean is not None:
-            row |= {"value": mean.value, "low": mean.low, "high": mean.high, "left_out": mean.left_out}
-        else:
-            row |= {"value": sum(judged) / len(judged) if judged else None, "low": None, "high": None}
-            row["left_out"] = 0.0 if judged else 1.0
-        rows.append({**row, "note": found[0].note})
+        judged = [record for record in found if record.value is not None]
+        row = {"explainer": explainer, "metric": metric, "better": found[0].better, "runs": len(judged)}
+        missing = next((record.note for record in found if record.value is None), "")
+        note = f"{len(found) - len(judged)} of {len(found)} runs: {missing}" if judged and missing else missing
+        rows.append({**row, **_over_runs(judged), "note": note})
     return rows
+
+
+def _over_runs(judged: Sequence[Record]) -> dict[str, float | None]:
+    """The mean of one value of several runs, with its interval; a number of the whole set varies over runs alone."""
+    values = [[torch.nan if value is None else value for value in record.values] for record in judged]
+    if judged and all(values):
+        mean = bootstrap_mean(torch.tensor(values))
+        assert mean is not None
+        return mean._asdict()
+    if not judged:
+        return {"value": None, "low": None, "high": None, "left_out": 1.0}
+    of_runs = torch.tensor([record.value for record in judged])
+    value, margin = float(of_runs.mean()), between_runs(of_runs)
+    low, high = (value - margin, value + margin) if len(judged) > 1 else (None, None)
+    return {"value": value, "low": low, "high": high, "left_out": 0.0}

@@ -9,9 +9,12 @@ from torchvision.transforms.v2 import functional as TF
 
 from lficam import functional as LF
 from lficam.errors import InvalidInputError
+from lficam.evaluation import true_labels
 from lficam.explainers import VERSUS, create_explainer
+from lficam.explainers.fast import Classifier
 from lficam.measuring.probe import GRID, ONES, Probe
 from lficam.metrics import faithfulness, localization
+from lficam.metrics.classification import top_k_misses
 from lficam.metrics.localization import shuffled
 from lficam.metrics.sanity import cascading_randomisation
 from lficam.metrics.stability import map_iou, rank_correlation
@@ -31,13 +34,13 @@ class Measure:
         better: ``higher`` or ``lower``; of the values it gives. Empty where neither is.
         ask: from a probe and the name of an explainer to values (N,) by name; NaN where a picture cannot be judged. A
             single number (1,) speaks of the whole set.
-        needs_boxes: whether the set must know its objects.
+        needs: what the set must know of its objects: ``boxes``, ``masks`` or nothing.
         of: what it is for: ``any`` explainer, ``class_targeted`` ones, or the model's own ``attention``.
     """
 
     better: str
     ask: Callable[[Probe, str], Values]
-    needs_boxes: bool = False
+    needs: str = ""
     of: str = "any"
 
 
@@ -52,14 +55,27 @@ def _patch_deletion(probe: Probe, name: str) -> Values:
 
 def _curve(area: Callable[..., Tensor], blurred: bool) -> Callable[[Probe, str], Tensor]:
     def ask(probe: Probe, name: str) -> Tensor:
-        maps, found = probe.maps(name), []
-        for images, part, classify in probe.asking(area.__name__):
-            fill = _blurred(images) if blurred else 0.0
-            found.append(area(probe.probability(part, classify), images, maps[part].to(images), fill=fill).cpu())
+        def measure(probability: Classifier, images: Tensor, maps: Tensor) -> Tensor:
+            return area(probability, images, maps, fill=_blurred(images) if blurred else 0.0)
+
+        values = _asked(probe, name, measure, area.__name__)
         # A flat map has no order; its pixels would go in reading order.
-        return torch.cat(found).masked_fill(LF.is_flat(maps), torch.nan)
+        return values.masked_fill(LF.is_flat(probe.maps(name)), torch.nan)
 
     return ask
+
+
+def _asked(
+    probe: Probe, name: str, measure: Callable[[Classifier, Tensor, Tensor], Tensor], description: str
+) -> Tensor:
+    """A measure of the probability of the class that the whole picture was taken for, the pictures and their maps."""
+    maps = probe.maps(name)
+    return torch.cat(
+        [
+            measure(probe.probability(part, classify), images, maps[part].to(images)).cpu()
+            for images, part, classify in probe.asking(description)
+        ]
+    )
 
 
 def _blurred(images: Tensor) -> Tensor:
@@ -75,19 +91,15 @@ def _two_fills(area: Callable[..., Tensor]) -> Callable[[Probe, str], Values]:
 
 
 def _road(probe: Probe, name: str) -> Values:
-    maps, found = probe.maps(name), []
-    for images, part, classify in probe.asking("imputing"):
-        found.append(faithfulness.road(probe.probability(part, classify), images, maps[part].to(images)).cpu())
-    return {"road": torch.cat(found).masked_fill(LF.is_flat(maps), torch.nan)}
+    values = _asked(probe, name, faithfulness.road, "imputing")
+    return {"road": values.masked_fill(LF.is_flat(probe.maps(name)), torch.nan)}
 
 
 def _average_drop(probe: Probe, name: str) -> Values:
-    maps, drops, gains = probe.maps(name), [], []
-    for images, part, classify in probe.asking("masking"):
-        probability, of_part = probe.probability(part, classify), maps[part].to(images)
-        drops.append(faithfulness.average_drop(probability, images, of_part).cpu())
-        gains.append(faithfulness.average_gain(probability, images, of_part).cpu())
-    return {"average_drop": torch.cat(drops), "average_gain": torch.cat(gains)}
+    return {
+        "average_drop": _asked(probe, name, faithfulness.average_drop, "masking"),
+        "average_gain": _asked(probe, name, faithfulness.average_gain, "masking"),
+    }
 
 
 def _adcc(probe: Probe, name: str) -> Values:
@@ -104,53 +116,54 @@ def _adcc(probe: Probe, name: str) -> Values:
     return {"adcc": torch.cat(found)}
 
 
-def _against_boxes(measure: Callable[[Tensor, Tensor], Tensor], of_masks: bool) -> Callable[[Probe, str], Tensor]:
-    """Values over the pictures that know their (first) object; NaN for the others."""
+Held = Callable[[Tensor, Tensor], Tensor | float]
 
-    def ask(probe: Probe, name: str) -> Tensor:
-        maps, boxes = probe.maps(name, of_true=True), probe.subject.boxes[:, 0]
-        masks = localization.box_masks(boxes, (maps.shape[-2], maps.shape[-1]))
-        known = masks.flatten(1).any(dim=1)
-        values = torch.full((len(maps),), torch.nan)
-        if not known.any():
-            return values
-        values[known] = measure(maps[known], (masks if of_masks else boxes)[known]).float()
+
+def _held_against(truth: str, name: str, measure: Held) -> Callable[[Probe, str], Values]:
+    """The maps of the pictures that know their (first) object against it; beside it what takes no look at the picture.
+
+    ``truth`` is its ``boxes``, the pixels in them (``filled``) or its ``masks``. Chance is another picture's map, and
+    the mean map is the mean of all maps in the place of each.
+    """
+
+    def ask(probe: Probe, explainer: str) -> Values:
+        maps, known, truths = _located(probe, explainer, truth)
+        if len(maps) < 2:  # chance needs another picture
+            return {name: torch.full((1,), torch.nan)}
+        mean_map = LF.min_max(maps.mean(dim=0, keepdim=True)).expand_as(maps)
+        rivals = {name: maps, f"{name}_chance": maps[shuffled(len(maps))], f"{name}_mean_map": mean_map}
+        return {metric: _spread(measure(held, truths), known) for metric, held in rivals.items()}
+
+    return ask
+
+
+def _located(probe: Probe, name: str, truth: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Maps (n, 1, S, S) and objects of the pictures that know theirs, and which those are, (N,) bool."""
+    maps = probe.maps(name, of_true=True)
+    size = (maps.shape[-2], maps.shape[-1])
+    truths = probe.subject.masks if truth == "masks" else probe.subject.boxes[:, 0]
+    pixels = truths if truth == "masks" else localization.box_masks(truths, size)
+    known = pixels.flatten(1).any(dim=1) & (probe.true >= 0)
+    return maps[known], known, (pixels if truth == "filled" else truths)[known]
+
+
+def _spread(values: Tensor | float, known: Tensor) -> Tensor:
+    """Values of the known pictures at their places among all, NaN at the others'; of the whole set (1,)."""
+    if isinstance(values, float):
+        return torch.tensor([values])
+    return torch.full((len(known),), torch.nan).masked_scatter(known, values.float())
+
+
+def _tuned(iou: Callable[[Tensor, Tensor, float], Tensor]) -> Held:
+    """With the threshold of every second picture, judged on the others: NaN for those that it is chosen on."""
+
+    def measure(maps: Tensor, truths: Tensor) -> Tensor:
+        threshold = localization.tuned_threshold(maps[::2], truths[::2], iou)
+        values = iou(maps, truths, threshold).float()
+        values[::2] = torch.nan
         return values
 
-    return ask
-
-
-def _known_boxes(probe: Probe, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    maps, boxes = probe.maps(name, of_true=True), probe.subject.boxes[:, 0]
-    known = localization.box_masks(boxes, (maps.shape[-2], maps.shape[-1])).flatten(1).any(dim=1)
-    if not known.any():
-        raise InvalidInputError("data: no picture of the sample knows where its object is.")
-    return maps[known], boxes[known], torch.nonzero(known).flatten()
-
-
-def _tuned_box_iou(probe: Probe, name: str) -> Values:
-    """Chosen on every second picture, judged on the others."""
-    maps, boxes, indices = _known_boxes(probe, name)
-    if len(maps) < 2:
-        return {"box_iou_tuned": torch.full((1,), torch.nan)}
-    threshold = localization.tuned_threshold(maps[::2], boxes[::2])
-    values = torch.full((len(probe.pictures),), torch.nan)
-    values[indices[1::2]] = localization.region_iou(maps[1::2], boxes[1::2], threshold)
-    return {"box_iou_tuned": values}
-
-
-def _of_all_boxes(measure: Callable[[Tensor, Tensor], float]) -> Callable[[Probe, str], Values]:
-    def ask(probe: Probe, name: str) -> Values:
-        maps, boxes, _ = _known_boxes(probe, name)
-        return {measure.__name__: torch.tensor([measure(maps, boxes)])}
-
-    return ask
-
-
-def _pxap(probe: Probe, name: str) -> Values:
-    maps, boxes, _ = _known_boxes(probe, name)
-    masks = localization.box_masks(boxes, (maps.shape[-2], maps.shape[-1]))
-    return {"pxap": torch.tensor([localization.pixel_average_precision(maps, masks)])}
+    return measure
 
 
 def _grid_pointing(probe: Probe, name: str) -> Values:
@@ -219,7 +232,7 @@ def _swap(probe: Probe, _: str) -> Values:
     assert isinstance(model, LFIClassifier | ABNClassifier)
     maps = probe.subject.maps(create_explainer("attention", model), None, raw=True)
     means = probe.subject.maps(create_explainer("feature_mean", model), None, raw=True)
-    right = (probe.predicted == probe.true).float()
+    right = _right(probe, probe.logits)
     found = {"accuracy": right}
     for swap in SWAPS:
         put = swapped(swap, maps, shuffled(len(maps)), means)
@@ -231,10 +244,15 @@ def _swap(probe: Probe, _: str) -> Values:
         logits = torch.cat(answers)
         found |= {
             f"agreement_with_{swap}": label_agreement(probe.logits, logits),
-            f"accuracy_lost_with_{swap}": right - (logits.argmax(dim=1) == probe.true).float(),
+            f"accuracy_lost_with_{swap}": right - _right(probe, logits),
             f"divergence_with_{swap}": divergence(probe.logits, logits),
         }
     return found
+
+
+def _right(probe: Probe, logits: Tensor) -> Tensor:
+    """Whether the label is one of what the picture shows, (N,) of 0 and 1."""
+    return (~top_k_misses(logits, true_labels(probe.pictures), 1)).float()
 
 
 def _weighting(probe: Probe, _: str) -> Values:
@@ -249,10 +267,6 @@ def _weighting(probe: Probe, _: str) -> Values:
     return found
 
 
-def _alone(name: str, ask: Callable[[Probe, str], Tensor]) -> Callable[[Probe, str], Values]:
-    return lambda probe, of: {name: ask(probe, of)}
-
-
 MEASURES: dict[str, Measure] = {
     "patch_deletion": Measure("higher", _patch_deletion),
     "insertion": Measure("higher", _two_fills(faithfulness.insertion)),
@@ -260,13 +274,13 @@ MEASURES: dict[str, Measure] = {
     "road": Measure("higher", _road),
     "average_drop": Measure("lower", _average_drop),
     "adcc": Measure("higher", _adcc),
-    "pointing": Measure("higher", _alone("pointing", _against_boxes(localization.points_into, False)), True),
-    "energy": Measure("higher", _alone("energy", _against_boxes(localization.energy_share, True)), True),
-    "mask_iou": Measure("higher", _alone("mask_iou", _against_boxes(localization.mask_iou, True)), True),
-    "box_iou": Measure("higher", _tuned_box_iou, True),
-    "max_box_acc": Measure("higher", _of_all_boxes(localization.max_box_acc), True),
-    "max_box_acc_v2": Measure("higher", _of_all_boxes(localization.max_box_acc_v2), True),
-    "pxap": Measure("higher", _pxap, True),
+    "pointing": Measure("higher", _held_against("boxes", "pointing", localization.points_into), "boxes"),
+    "energy": Measure("higher", _held_against("filled", "energy", localization.energy_share), "boxes"),
+    "box_iou": Measure("higher", _held_against("boxes", "box_iou_tuned", _tuned(localization.region_iou)), "boxes"),
+    "max_box_acc": Measure("higher", _held_against("boxes", "max_box_acc", localization.max_box_acc), "boxes"),
+    "max_box_acc_v2": Measure("higher", _held_against("boxes", "max_box_acc_v2", localization.max_box_acc_v2), "boxes"),
+    "mask_iou": Measure("higher", _held_against("masks", "mask_iou_tuned", _tuned(localization.mask_iou)), "masks"),
+    "pxap": Measure("higher", _held_against("masks", "pxap", localization.pixel_average_precision), "masks"),
     "grid_pointing": Measure("higher", _grid_pointing, of="class_targeted"),
     "sanity": Measure("lower", _sanity),
     "swap": Measure("higher", _swap, of="attention"),

@@ -135,7 +135,8 @@ class Probe:
         """(N, 1, H, W) in [0, 1], or with ``raw`` the method's own values, resized; of the predicted or true class."""
         key = (name, raw, of_true)
         if key not in self._maps:
-            self._maps[key] = self._ask(name, raw, self.true if of_true else self.predicted)
+            # An object without a label is asked for as any; its picture is left out by the measures.
+            self._maps[key] = self._ask(name, raw, self.true.clamp(min=0) if of_true else self.predicted)
         return self._maps[key]
 
     def _ask(self, name: str, raw: bool, asked: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lficam.errors import InvalidInputError
 from lficam.functional import is_flat
+from lficam.metrics.checks import require_maps
 from lficam.metrics.stability import rank_correlation
 
 Score = Callable[[Tensor], Tensor]
@@ -64,9 +65,11 @@ def patch_deletion_correlation(drops: Tensor, maps: Tensor) -> Tensor:
     >>> patch_deletion_correlation(drops, torch.tensor([[[[9.0, 0.0], [3.0, 2.0]]]])).item()
     1.0
     """
-    if len(drops) != len(maps) or maps.ndim != 4 or maps.shape[1] != 1:
+    require_maps(maps)
+    if len(drops) != len(maps):
         raise InvalidInputError(f"maps: expected ({len(drops)}, 1, H, W), got {tuple(maps.shape)}.")
-    patches = drops.shape[-1]
+    patches, flat = drops.shape[-1], is_flat(maps)
+    maps = maps.double()  # patches of the same sum, as of a symmetric map, are not to be ranked by rounding
     sums = [
         maps[..., _edges(row, patches, maps.shape[-2]), _edges(column, patches, maps.shape[-1])].sum(dim=(1, 2, 3))
         for row in range(patches)
@@ -74,7 +77,7 @@ def patch_deletion_correlation(drops: Tensor, maps: Tensor) -> Tensor:
     ]
     found = rank_correlation(torch.stack(sums, dim=1).view(-1, 1, patches, patches), drops.unsqueeze(1))
     # Patches that do not divide the side differ in size, and so would the sums of a flat map.
-    return found.masked_fill(is_flat(maps), torch.nan)
+    return found.masked_fill(flat, torch.nan)
 
 
 def deletion(score: Score, images: Tensor, maps: Tensor, steps: int = 16, fill: Fill = 0.0) -> Tensor:
@@ -120,8 +123,8 @@ def road(score: Score, images: Tensor, maps: Tensor, shares: Sequence[float] = R
     >>> road(lambda images: images.sum(dim=(1, 2, 3)), image, image[:, :1], shares=[0.25]).item() > 0
     True
     """
-    place = _places(maps)
-    count = maps[0].numel()
+    require_maps(maps, images)
+    place, count = _places(maps), maps[0].numel()
     halves = []
     for share in shares:
         if not 0 < share < 1:
@@ -195,6 +198,7 @@ def average_drop(probability: Score, images: Tensor, maps: Tensor) -> Tensor:
     >>> average_drop(lambda images: images.mean(dim=(1, 2, 3)), images, maps).item()
     0.5
     """
+    require_maps(maps, images)
     before, after = probability(images), probability(images * maps)
     return ((before - after).clamp(min=0) / before.clamp(min=torch.finfo(before.dtype).tiny)).clamp(max=1)
 
@@ -208,6 +212,7 @@ def average_gain(probability: Score, images: Tensor, maps: Tensor) -> Tensor:
     >>> average_gain(lambda images: 1 - images.mean(dim=(1, 2, 3)), images, maps).item()
     1.0
     """
+    require_maps(maps, images)
     before, after = probability(images), probability(images * maps)
     return ((after - before).clamp(min=0) / (1 - before).clamp(min=torch.finfo(before.dtype).eps)).clamp(max=1)
 
@@ -227,6 +232,10 @@ def adcc(drop: Tensor, maps: Tensor, maps_of_masked: Tensor) -> Tensor:
     >>> adcc(torch.zeros(1), torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).item()
     0.0
     """
+    require_maps(maps)
+    require_maps(maps_of_masked, maps)
+    if drop.shape != (len(maps),):
+        raise InvalidInputError(f"drop: expected ({len(maps)},), one a map, got {tuple(drop.shape)}.")
     parts = torch.stack((_coherency(maps, maps_of_masked), 1 - maps.mean(dim=(1, 2, 3)), 1 - drop))
     return torch.where(
         (parts <= 0).any(dim=0), 0.0, 3 / parts.clamp(min=torch.finfo(parts.dtype).eps).reciprocal().sum(0)
@@ -254,6 +263,7 @@ def _edges(index: int, count: int, length: int) -> slice:
 
 def _area(score: Score, maps: Tensor, steps: int, start: Tensor, end: Tensor) -> Tensor:
     """Area under the score from ``start`` to ``end``, the highest pixels of the map going over first."""
+    require_maps(maps, start)
     if steps < 1:
         raise InvalidInputError(f"steps: expected at least 1, got {steps}.")
     place, count = _places(maps), maps[0].numel()

@@ -23,9 +23,11 @@ class Mean(NamedTuple):
 def bootstrap_mean(values: Tensor, seed: int = 0) -> Mean | None:
     """The mean of (R, N) values of R runs on the same N pictures, and its interval.
 
-    Pictures are resampled with replacement (percentile bootstrap). Runs are too few to be resampled: their means add
-    Student's margin with R - 1 degrees of freedom, root of squares summed. One run says nothing of other runs; its
-    interval is that of pictures alone.
+    The mean is that of the pictures, each the mean of the runs that can judge it. Pictures are resampled with
+    replacement (percentile bootstrap). Runs are too few to be resampled: their means add Student's margin with R - 1
+    degrees of freedom, root of squares summed. One run says nothing of other runs; its interval is that of pictures
+    alone. A rate's 0 and 1, or their differences, get at least 3 / N to each side (what N pictures did not show may
+    still be one in N / 3) and stay in their range.
 
     Returns:
         None where all values of some run are NaN.
@@ -42,11 +44,16 @@ def bootstrap_mean(values: Tensor, seed: int = 0) -> Mean | None:
     missing = values.isnan()
     if missing.all(dim=1).any():
         return None
-    value = values.nanmean()
-    low, high = _over_pictures(values.nanmean(dim=0), seed)
-    between = _between_runs(values.nanmean(dim=1))
+    of_pictures = values.nanmean(dim=0)
+    value = float(of_pictures.nanmean())
+    low, high = _over_pictures(of_pictures, seed)
+    between = between_runs(values.nanmean(dim=1))
     below, above = (((value - edge) ** 2 + between**2) ** 0.5 for edge in (low, high))
-    return Mean(float(value), float(value - below), float(value + above), float(missing.float().mean()))
+    low, high, known = value - below, value + above, values[~missing]
+    if torch.equal(known, known.round()) and known.abs().max() <= 1:
+        least, lowest = 3 / int((~of_pictures.isnan()).sum()), -1.0 if known.min() < 0 else 0.0
+        low, high = max(min(low, value - least), lowest), min(max(high, value + least), 1.0)
+    return Mean(value, low, high, float(missing.float().mean()))
 
 
 def _over_pictures(values: Tensor, seed: int) -> tuple[float, float]:
@@ -59,7 +66,11 @@ def _over_pictures(values: Tensor, seed: int) -> tuple[float, float]:
     return low, high
 
 
-def _between_runs(means: Tensor) -> float:
-    """Student's margin of the mean of runs; none of a single one."""
+def between_runs(means: Tensor) -> float:
+    """Student's margin of the mean of runs (R,), half of its 95 % interval; 0 of a single one, which says nothing.
+
+    >>> round(between_runs(torch.tensor([1.0, 2.0, 3.0])), 3)
+    2.484
+    """
     runs = len(means)
     return float(stats.t.ppf(0.975, runs - 1) * means.std() / runs**0.5) if runs > 1 else 0.0

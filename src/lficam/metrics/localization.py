@@ -3,7 +3,7 @@
 Boxes are (x1, y1, x2, y2) in pixels, x2 and y2 exclusive. All rates are in [0, 1], higher is better.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,21 +15,32 @@ from torchvision.ops import box_iou
 
 from lficam.errors import InvalidInputError
 from lficam.functional import is_flat
+from lficam.metrics.checks import require_maps
+
+# Of a map's range: what rounding in its enlargement may make of a level top.
+_LEVEL = 1e-6
 
 
 def peaks(maps: Tensor) -> Tensor:
-    """The pixel of each map's maximum (the first in reading order), (N, 2) as (x, y).
+    """The place of each map's maximum, (N, 2) as (x, y): a pixel's centre is half a pixel from its edges.
+
+    Enlarged maps are level around their border cells, so the middle of the level top is taken, and a mirrored map has a
+    mirrored peak. Of several tops the first in reading order counts.
 
     Args:
         maps: (N, 1, H, W).
 
     >>> peaks(torch.tensor([[[[0.0, 0.2], [0.9, 0.1]]]])).tolist()
-    [[0, 1]]
+    [[0.5, 1.5]]
     """
-    _check_maps(maps)
-    flat = maps.flatten(1).argmax(dim=1)
-    width = maps.shape[-1]
-    return torch.stack((flat % width, flat // width), dim=1)
+    require_maps(maps)
+    found = []
+    for array in _arrays(maps):
+        top = array >= array.max() - _LEVEL * (array.max() - array.min())
+        labelled, _ = ndimage.label(top)
+        rows, columns = np.nonzero(labelled == labelled.flat[int(np.argmax(top))])
+        found.append((columns.mean() + 0.5, rows.mean() + 0.5))
+    return torch.tensor(found, dtype=torch.float32, device=maps.device).view(-1, 2)
 
 
 def points_into(maps: Tensor, boxes: Tensor) -> Tensor:
@@ -46,7 +57,7 @@ def points_into(maps: Tensor, boxes: Tensor) -> Tensor:
     """
     x, y = peaks(maps).unsqueeze(1).unbind(2)
     x1, y1, x2, y2 = _check_boxes(boxes, maps).unbind(2)
-    inside = ((x >= x1) & (x < x2) & (y >= y1) & (y < y2)).any(dim=1)
+    inside = ((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(dim=1)
     return inside & ~is_flat(maps)
 
 
@@ -62,7 +73,7 @@ def region_boxes(maps: Tensor, threshold: float = 0.5) -> Tensor:
     >>> region_boxes(torch.tensor([[[[0.0, 0.6], [0.0, 1.0]]]])).tolist()
     [[1.0, 0.0, 2.0, 2.0]]
     """
-    _check_maps(maps)
+    require_maps(maps)
     boxes = []
     for array in _arrays(maps):
         regions, sizes = _regions(array, threshold)
@@ -122,7 +133,7 @@ def energy_share(maps: Tensor, masks: Tensor) -> Tensor:
     share of the picture.
 
     Args:
-        maps: (N, 1, H, W), zero or more.
+        maps: (N, 1, H, W), zero or more; what is below zero counts as zero.
         masks: (N, 1, H, W) bool.
 
     Raises:
@@ -132,6 +143,7 @@ def energy_share(maps: Tensor, masks: Tensor) -> Tensor:
     0.75
     """
     _check_masks(masks, maps)
+    maps = maps.relu()
     total = maps.sum(dim=(1, 2, 3))
     return (maps * masks).sum(dim=(1, 2, 3)) / total.masked_fill(total == 0, 1.0)
 
@@ -184,7 +196,7 @@ def max_box_acc_v2(maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 
     >>> max_box_acc(two_regions, torch.tensor([[3.0, 0.0, 4.0, 1.0]]))
     0.0
     """
-    _check_maps(maps)
+    require_maps(maps)
     boxes = _check_boxes(boxes, maps).cpu()
     ious = [
         torch.stack([_best_overlap(array, known, threshold) for array, known in zip(_arrays(maps), boxes, strict=True)])
@@ -205,13 +217,15 @@ def _best_share(ious: Tensor, deltas: Sequence[float]) -> float:
     return float(torch.stack(best).mean())
 
 
-def tuned_threshold(maps: Tensor, boxes: Tensor, steps: int = 20) -> float:
-    """The threshold of the best mean `region_iou`: to be chosen on pictures other than those it is judged on.
+def tuned_threshold(
+    maps: Tensor, truth: Tensor, iou: Callable[[Tensor, Tensor, float], Tensor] = region_iou, steps: int = 20
+) -> float:
+    """The threshold of the best mean `region_iou`, or `mask_iou`: to be chosen on other pictures than it is judged on.
 
     >>> tuned_threshold(torch.tensor([[[[1.0, 0.6, 0.2]]]]), torch.tensor([[0.0, 0.0, 2.0, 1.0]]))
     0.25
     """
-    return max(_thresholds(steps), key=lambda threshold: float(region_iou(maps, boxes, threshold).mean()))
+    return max(_thresholds(steps), key=lambda threshold: float(iou(maps, truth, threshold).mean()))
 
 
 def pixel_average_precision(maps: Tensor, masks: Tensor) -> float:
@@ -241,7 +255,7 @@ def grid_share(maps: Tensor, cells: Tensor, side: int = 2) -> Tensor:
     >>> grid_share(torch.tensor([[[[3.0, 1.0], [-5.0, 0.0]]]]), torch.tensor([0])).item()
     0.75
     """
-    _check_maps(maps)
+    require_maps(maps)
     height, width = maps.shape[-2:]
     if height % side or width % side:
         raise InvalidInputError(f"maps: expected sides that {side} divides, got {height} x {width}.")
@@ -255,7 +269,7 @@ def _thresholds(steps: int) -> list[float]:
 
 
 def _check_masks(masks: Tensor, maps: Tensor) -> None:
-    _check_maps(maps)
+    require_maps(maps)
     if masks.shape != maps.shape or masks.dtype != torch.bool:
         raise InvalidInputError(f"masks: expected {tuple(maps.shape)} bool, got {tuple(masks.shape)} {masks.dtype}.")
     if not masks.flatten(1).any(dim=1).all():
@@ -287,13 +301,6 @@ def shuffled(count: int, seed: int = 0) -> Tensor:
     partner = torch.empty_like(order)
     partner[order] = order.roll(1)
     return partner
-
-
-def _check_maps(maps: Tensor) -> None:
-    if maps.ndim != 4 or maps.shape[1] != 1:
-        raise InvalidInputError(f"maps: expected (N, 1, H, W), got {tuple(maps.shape)}.")
-    if not torch.isfinite(maps).all():
-        raise InvalidInputError("maps: got NaN or infinite values; a map must be finite.")
 
 
 def _check_boxes(boxes: Tensor, maps: Tensor) -> Tensor:

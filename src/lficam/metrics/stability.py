@@ -11,6 +11,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lficam.errors import InvalidInputError
 from lficam.functional import is_flat
+from lficam.metrics.checks import require_maps
 
 PAPER_THRESHOLD = 127 / 255
 
@@ -66,15 +67,20 @@ def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
 
 
 def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
-    """SSIM (Wang et al. 2004, window 11, by torchmetrics), in [-1, 1], higher is more alike.
+    """SSIM (Wang et al. 2004, by torchmetrics), in [-1, 1], higher is more alike.
 
-    >>> structural_similarity(torch.ones(2, 1, 16, 16), torch.ones(2, 1, 16, 16)).tolist()
-    [1.0, 1.0]
+    NaN where a map is flat, and for maps of a side below the window's 11.
+
+    >>> maps = torch.arange(256.0).view(1, 1, 16, 16) / 255
+    >>> structural_similarity(maps, maps).tolist()
+    [1.0]
     """
     _require_alike(maps, others)
+    if min(maps.shape[-2:]) < 11:
+        return torch.full((len(maps),), torch.nan)
     found = structural_similarity_index_measure(maps, others, data_range=1.0, reduction="none")
     assert isinstance(found, Tensor)
-    return found.view(len(maps))
+    return found.view(len(maps)).masked_fill(is_flat(maps) | is_flat(others), torch.nan)
 
 
 def chance_corrected(value: Tensor, by_chance: Tensor) -> Tensor:
@@ -109,13 +115,8 @@ def partners_of_one_class(labels: Tensor, seed: int = 0) -> Tensor:
 
 
 def _require_alike(maps: Tensor, others: Tensor) -> None:
-    if maps.shape != others.shape or maps.ndim != 4 or maps.shape[1] != 1:
-        raise InvalidInputError(
-            f"maps: expected two of (N, 1, H, W) for the same pictures, got {tuple(maps.shape)} and "
-            f"{tuple(others.shape)}."
-        )
-    if not (torch.isfinite(maps).all() and torch.isfinite(others).all()):
-        raise InvalidInputError("maps: got NaN or infinite values; a map must be finite.")
+    require_maps(maps)
+    require_maps(others, maps)
 
 
 def _ratio(shared: Tensor, union: Tensor) -> Tensor:
