@@ -1,9 +1,11 @@
 """Stability of runs: the matrix, the chance beside it, the paper's protocol, the gate."""
 
+import hashlib
 import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import lficam
 from lficam.cli import main
@@ -11,9 +13,9 @@ from lficam.contract import Preprocessing
 from lficam.data.scenes import load_scenes
 from lficam.errors import InvalidInputError
 from lficam.metrics.stability import map_iou
-from lficam.stability import measure_stability
+from lficam.stability import _interval, measure_stability, stability_of_maps
 
-from .conftest import DIGIT_SIZE, digit_model
+from .conftest import DIGIT_SIZE, digit_model, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +79,30 @@ def test_the_command_gates_a_build(run, folder, tmp_path, capsys):
 
     other = shutil.copytree(run.directory, tmp_path / "other")
     words = ["stability", str(run.directory), str(other), "--data", f"folder:{folder}"]
+    assert main(words) == 2
+    assert "has the weights of" in capsys.readouterr().err
+    config = json.loads((other / "config.json").read_text())
+    weights = load_file(other / "model.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] + 0.1}, other / "model.safetensors")
+    config["weights_sha256"] = hashlib.sha256((other / "model.safetensors").read_bytes()).hexdigest()
+    (other / "config.json").write_text(json.dumps(config))
     extra = ["--json", str(tmp_path / "s.json"), "--figure", str(tmp_path / "s.png"), "--explainer", "feature_mean"]
     assert main([*words, *extra, "--minimum", "0.5"]) == 0
-    assert json.loads((tmp_path / "s.json").read_text())["measures"][0]["value"] == pytest.approx(1)
+    (row, *_) = json.loads((tmp_path / "s.json").read_text())["measures"]
+    assert row["value"] == pytest.approx(1)
+    assert (row["low"], row["high"], row["deviation"]) == (None, None, None)  # of one pair
     assert (tmp_path / "s.png").is_file()
     assert "cannot be chosen" in capsys.readouterr().out
-    assert main([*words, "--minimum", "1.5"]) == 1
+    gated = ["--minimum", "1.5", "--json", str(tmp_path / "gated.json")]
+    assert main([*words, *gated]) == 1
     assert "below --minimum 1.5" in capsys.readouterr().err
+    assert "measures" in json.loads((tmp_path / "gated.json").read_text())
+    assert main([*words, "--figure", str(tmp_path / "s.doc")]) == 2
+    assert "figure: expected a file of" in capsys.readouterr().err
+    write_folder(tmp_path / "others", classes=("hen", "owl"), per_class=2)
+    assert main([*words[:-1], f"folder:{tmp_path / 'others'}"]) == 2
+    assert "unknown: hen, owl" in capsys.readouterr().err
 
 
 def test_without_two_pictures_of_a_class_there_is_no_chance_to_correct_for(pictures):
@@ -96,11 +115,29 @@ def test_without_two_pictures_of_a_class_there_is_no_chance_to_correct_for(pictu
 
 
 def test_the_corrected_value_lies_in_its_interval(pictures):
-    found = measure_stability(
-        {"a": digit_model(seed=0), "b": digit_model(seed=1)}, pictures, "digits", "class_evidence"
-    )
+    models = {str(seed): digit_model(seed=seed) for seed in range(3)}
+    found = measure_stability(models, pictures, "digits", "class_evidence")
     for row in found.measures:
         assert row["low"] <= row["corrected"] <= row["high"]
+
+
+def test_the_interval_over_runs_is_the_jackknife_by_hand():
+    names = [("a", "b"), ("a", "c"), ("b", "c")]
+    own = torch.tensor([0.6, 0.7, 0.5])
+    pairs = torch.stack((own, torch.full((3,), 0.2)), dim=1)[:, :, None].expand(3, 2, 10)
+    low, high = _interval(pairs, names, 0.5)
+    # Without a run one pair is left: corrected 0.375, 0.625 and 0.5; their mean squared deviation is 1/96.
+    error = ((3 - 1) * (1 / 96)) ** 0.5
+    assert (low, high) == pytest.approx((0.5 - 4.30265 * error, 0.5 + 4.30265 * error), abs=1e-4)
+    assert _interval(pairs[:1], names[:1], 0.5) == (None, None)
+
+
+def test_flat_maps_are_told_and_break_nothing(pictures):
+    maps = {name: torch.zeros(len(pictures), 1, 16, 16) for name in ("a", "b", "c")}
+    found = stability_of_maps(maps, pictures.labels, {}, dict.fromkeys(maps, 0.5))
+    assert found.paper == {"baseline": "a", "iou": None}
+    for row in found.measures:
+        assert (row["value"], row["low"], row["left_out"]) == (None, None, 1.0)
 
 
 def test_runs_trained_on_other_data_are_refused(pictures):

@@ -161,6 +161,27 @@ def test_other_settings_are_another_run_and_stability_survives_the_loss_of_maps(
     monkeypatch.setattr(room, "fit", lambda recipe, out: trained.append(out.name) or fit(recipe, out))
     run_sweep(read_sweep(copy / "sweep.yaml", f"folder:{folder}"), home.parent / "changed-runs")
     assert trained == ["lfi-cam-1", "w-1-k-1"]
+    # More pictures: the kept maps of the second runs are of other pictures, until these are measured again too.
+    begun = []
+
+    def fit_one(recipe, out):
+        begun.append(out)
+        if len(begun) > 1:
+            raise KeyboardInterrupt
+        return fit(recipe, out)
+
+    monkeypatch.setattr(room, "fit", fit_one)
+    grown = {**plan, "stability": {**plan["stability"], "pictures": 8}, "measure": []}
+    (copy / "sweep.yaml").write_text(yaml.safe_dump(grown))
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(read_sweep(copy / "sweep.yaml", f"folder:{folder}"), home.parent / "grown-runs")
+    table = write_summary(read_sweep(copy / "sweep.yaml", f"folder:{folder}"))
+    assert "; 1 runs in all." in table
+    assert "average_drop" not in table
+    monkeypatch.setattr(room, "fit", fit)
+    run_sweep(read_sweep(copy / "sweep.yaml", f"folder:{folder}"), home.parent / "grown-runs")
+    rows = [row for row in rows_of(copy) if row["metric"] == "stability: iou, corrected"]
+    assert {row["pictures"] for row in rows} == {8}
     (copy / "records.jsonl").write_text("half a li")
     with pytest.raises(RunError, match="is damaged"):
         run_sweep(read_sweep(copy / "sweep.yaml", f"folder:{folder}"), runs)
@@ -172,6 +193,11 @@ def test_other_settings_are_another_run_and_stability_survives_the_loss_of_maps(
         ({"variants": ["a"], "against": ""}, "expected a dict under variants"),
         ({"runs": 3}, "expected a list under runs"),
         ({"runs": [None]}, "expected names and values"),
+        ({"runs": []}, "at least one variant and one run"),
+        ({"runs": [{"seed": 1}, {"seed": 1}]}, "are the same"),
+        ({"tests": ["two-digit"]}, "Did you mean 'two-digits'"),
+        ({"measure": [{"explainers": ["cam"], "metrics": ["road"], "picture": 5}]}, "pictures \\(a number\\)"),
+        ({"measure": [{"explainers": ["cam"], "metrics": ["road"], "pictures": 1}]}, "at least 2 pictures"),
         ({"measure": [{"explainers": ["cam"], "metrics": ["road"]}]}, "pictures \\(a number\\)"),
         ({"measure": [{"explainers": ["cam"], "metrics": ["raod"], "pictures": 5}]}, "Did you mean 'road'"),
         ({"stability": {"explainers": ["camm"], "pictures": 5}}, "Did you mean 'cam'"),

@@ -98,10 +98,18 @@ def _run(arguments: list[str]) -> int:
         return int(stop.code or 0)
     if options.json:
         _require_json_file(Path(options.json))
-    result = command(options)
-    if options.json and result:
-        write_json(Path(options.json), result)
+    try:
+        result = command(options)
+    except GateError as error:
+        _write_result(options.json, error.result)
+        raise
+    _write_result(options.json, result)
     return 0
+
+
+def _write_result(path: str | None, result: dict[str, Any]) -> None:
+    if path and result:
+        write_json(Path(path), result)
 
 
 def _require_json_file(path: Path) -> None:
@@ -272,9 +280,17 @@ def _measure(options: Namespace) -> dict[str, Any]:
 
 
 def _load_all(options: Namespace) -> dict[str, Any]:
-    """The runs by name; one that is named twice is one."""
+    """The runs by name; one that is named twice is one, and a copy of one is refused: it is no other training."""
+    from lficam.files import read_record
+
     runs = {Path(run).resolve(): run for run in reversed(options.runs)}
-    return {run: _load(run, options) for run in reversed(runs.values())}
+    models = {run: _load(run, options) for run in reversed(runs.values())}
+    first_of: dict[str, str] = {}
+    for run in models:
+        weights = read_record(Path(run) / "config.json").get("weights_sha256")
+        if weights and first_of.setdefault(weights, run) != run:
+            raise InvalidInputError(f"runs: {run} has the weights of {first_of[weights]}; name each training once.")
+    return models
 
 
 def _load_comparable(options: Namespace) -> tuple[dict[str, Any], Any]:
@@ -417,27 +433,28 @@ def _stability_arguments(parser: ArgumentParser) -> None:
 
 def stability(options: Namespace) -> dict[str, Any]:
     """Hold the maps of several runs against each other and against chance; may gate a build."""
-    from lficam.data.sources import load_source
     from lficam.files import read_record
-    from lficam.stability import measure_stability, save_stability_figure
+    from lficam.stability import measure_stability, require_figure, save_stability_figure
     from lficam.tables import print_rows
 
-    models = _load_all(options)
+    if options.figure:
+        require_figure(Path(options.figure))
+    models, pictures = _load_comparable(options)
     validation = {run: read_record(Path(run) / "metrics.json").get("val_accuracy") for run in models}
-    size = next(iter(models.values())).config.required_preprocessing().size
-    pictures = load_source(options.data, size, with_train=False).test
     found = measure_stability(models, pictures, options.data, options.explainer, options.limit, validation)
     print_rows(f"{options.explainer}, {found.facts['pictures']} pictures, all pairs of runs", found.measures)
     print_rows("pairs", [{**row, "runs": " and ".join(row["runs"])} for row in found.pairs])
     if found.paper:
-        print(f"the paper's protocol: IoU {found.paper['iou']:.3f} with the baseline {found.paper['baseline']}")
+        iou = "n/a" if found.paper["iou"] is None else f"{found.paper['iou']:.3f}"
+        print(f"the paper's protocol: IoU {iou} with the baseline {found.paper['baseline']}")
     else:
         print("the paper's protocol: none, because a run without a validation part cannot be chosen")
     if options.figure:
         save_stability_figure(found, Path(options.figure))
     corrected = found.measures[0]["corrected"]
     if options.minimum is not None and (corrected is None or corrected < options.minimum):
-        raise GateError(f"stability: corrected IoU {corrected} is below --minimum {options.minimum}.")
+        sentence = f"stability: corrected IoU {corrected} is below --minimum {options.minimum}."
+        raise GateError(sentence, found.to_dict())
     return found.to_dict()
 
 
@@ -464,11 +481,10 @@ def audit(options: Namespace) -> dict[str, Any]:
     print(f"audit: {write_audit(found.to_dict(), page)}")
     if not options.out:
         write_json(page.with_suffix(".json"), found.to_dict())
-    if options.json:
-        write_json(Path(options.json), found.to_dict())
     if found.failed:
         names = "; ".join(f"{verdict.explainer} {verdict.claim}" for verdict in found.failed)
-        raise GateError(f"audit: {len(found.failed)} of {len(found.verdicts)} claims fail: {names}.")
+        sentence = f"audit: {len(found.failed)} of {len(found.verdicts)} claims fail: {names}."
+        raise GateError(sentence, found.to_dict())
     return found.to_dict()
 
 
@@ -500,10 +516,9 @@ def scan(options: Namespace) -> dict[str, Any]:
     if options.quarantine and found.broken:
         write_quarantine(found)
         print(f"{Path(options.folder) / QUARANTINE_FILE}: {len(found.broken)} files, left out from now on")
-    if options.json:
-        write_json(Path(options.json), found.to_dict())
     if found.leaks or (found.broken and not options.quarantine):
-        raise GateError("scan: the folder has faults; mend them, or pass --quarantine true to leave broken files out.")
+        sentence = "scan: the folder has faults; mend them, or pass --quarantine true to leave broken files out."
+        raise GateError(sentence, found.to_dict())
     return found.to_dict()
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class LficamError(Exception):
@@ -35,4 +36,12 @@ class LficamWarning(UserWarning):
 
 
 class GateError(LficamError):
-    """A measure below what was asked for: nothing is wrong with the input, and a build should stop. Exit code 1."""
+    """A measure below what was asked for: nothing is wrong with the input, and a build should stop. Exit code 1.
+
+    Attributes:
+        result: what was measured, fit for JSON.
+    """
+
+    def __init__(self, message: str, result: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.result = result

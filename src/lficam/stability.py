@@ -1,18 +1,22 @@
 """Do models trained alike explain alike? Maps of several runs on the same pictures, against each other and chance."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
+from scipy import stats
 from torch import Tensor
 
 from lficam.data.pictures import Pictures
 from lficam.errors import InvalidInputError
-from lficam.evaluation import Subject, require_comparable
+from lficam.evaluation import Subject, require_comparable, require_same_classes
 from lficam.explainers import create_explainer
 from lficam.metrics.stability import (
     area_matched_iou,
@@ -44,8 +48,9 @@ class Stability:
         facts: source, explainer, number of pictures, runs.
         measures: a row a measure: ``value``, the mean over all pairs of runs; ``shuffled``, the same with another
             picture of the class in place of one run's own; ``corrected``, (value - shuffled) / (1 - shuffled), with
-            its 95 % interval over pictures, ``low`` and ``high``; ``deviation`` of the value over the pairs;
-            ``left_out``, the share of comparisons that could not be made. None where there is nothing to compare.
+            its 95 % interval over pictures and runs, ``low`` and ``high``; ``deviation`` of the value over the pairs;
+            ``left_out``, the share of comparisons that could not be made. None where there is nothing to compare, and
+            no interval or deviation of two runs: a single pair does not say what another pair would.
         pairs: a row a pair of runs, with each measure's value.
         paper: the paper's protocol, mean IoU with the run of the best validation accuracy; None where a run has no
             validation part, and so none may be chosen.
@@ -84,6 +89,7 @@ def measure_stability(
 
     Raises:
         InvalidInputError: fewer than two models, or models of different classes or preprocessing.
+        DataError: pictures of other classes than the models'.
 
     >>> measure_stability({}, None, "none")
     Traceback (most recent call last):
@@ -93,6 +99,7 @@ def measure_stability(
     if len(models) < 2:
         raise InvalidInputError(f"runs: expected at least two to compare, got {len(models)}.")
     require_comparable(models)
+    require_same_classes(next(iter(models.values())), pictures, source)
     drawn = pictures.sample(limit)
     maps = {name: _maps(model, drawn, explainer) for name, model in models.items()}
     return stability_of_maps(maps, drawn.labels, {"source": source, "explainer": explainer}, validation)
@@ -137,30 +144,50 @@ def _pair(one: str, other: str, maps: Mapping[str, Tensor], partners: Tensor) ->
 def _measure(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     pairs = torch.stack([row[name] for row in rows])  # (P, 2, N): pairs, own or shuffled, pictures
     value, shuffled = pairs.nanmean(dim=(0, 2))
-    low, high = _interval(pairs.nanmean(dim=0))
+    corrected = chance_corrected(value, shuffled)
+    low, high = _interval(pairs, [row["runs"] for row in rows], float(corrected))
+    deviation = pairs[:, 0].nanmean(dim=1).std() if len(rows) > 1 else torch.tensor(torch.nan)
     return {
         "measure": name,
         "value": _number(value),
         "shuffled": _number(shuffled),
-        "corrected": _number(chance_corrected(value, shuffled)),
+        "corrected": _number(corrected),
         "low": low,
         "high": high,
-        "deviation": _number(pairs[:, 0].nanmean(dim=1).std(correction=0)),
+        "deviation": _number(deviation),
         "left_out": float(pairs[:, 0].isnan().float().mean()),
     }
 
 
-def _interval(values: Tensor) -> tuple[float | None, float | None]:
-    """The corrected value's 95 % interval, by resampling the pictures of (2, N), own and shuffled."""
+def _interval(pairs: Tensor, names: Sequence[Sequence[str]], corrected: float) -> tuple[float | None, float | None]:
+    """The corrected value's 95 % interval: over pictures, and by Student's margin over runs, root of squares summed."""
+    over_runs = _margin_over_runs(pairs, names)
+    values = pairs.nanmean(dim=0)
     generator = torch.Generator().manual_seed(0)
     count = values.shape[1]
     drawn = values[:, torch.randint(count, (_RESAMPLES, count), generator=generator)].nanmean(dim=2)
-    corrected = chance_corrected(drawn[0], drawn[1])
-    corrected = corrected[~corrected.isnan()]
-    if len(corrected) == 0:
+    over_pictures = chance_corrected(drawn[0], drawn[1])
+    over_pictures = over_pictures[~over_pictures.isnan()]
+    if over_runs is None or len(over_pictures) == 0 or math.isnan(corrected):
         return None, None
-    low, high = torch.quantile(corrected, torch.tensor([0.025, 0.975])).tolist()
-    return low, high
+    low, high = torch.quantile(over_pictures, torch.tensor([0.025, 0.975])).tolist()
+    return corrected - math.hypot(corrected - low, over_runs), corrected + math.hypot(high - corrected, over_runs)
+
+
+def _margin_over_runs(pairs: Tensor, names: Sequence[Sequence[str]]) -> float | None:
+    """Of the corrected value: the jackknife that leaves out one run, with all its pairs. None of two runs.
+
+    Pairs share runs and are no independent sample; runs are (Arvesen 1969, on the jackknife of U-statistics).
+    """
+    runs = sorted({name for pair in names for name in pair})
+    if len(runs) < 3:
+        return None
+    without = []
+    for run in runs:
+        kept = torch.tensor([run not in pair for pair in names])
+        without.append(float(chance_corrected(*pairs[kept].nanmean(dim=(0, 2)))))
+    error = (len(runs) - 1) ** 0.5 * float(np.std(without))
+    return float(stats.t.ppf(0.975, len(runs) - 1)) * error
 
 
 def _number(value: Tensor) -> float | None:
@@ -176,7 +203,18 @@ def _papers(
         return None
     baseline = max(names, key=lambda name: accuracies[name] or 0.0)
     values = torch.stack([row["iou"][0] for row in rows if baseline in row["runs"]])
-    return {"baseline": baseline, "iou": _number(values.nanmean(dim=1).mean())}
+    return {"baseline": baseline, "iou": _number(values.nanmean(dim=1).nanmean())}
+
+
+def require_figure(path: Path) -> None:
+    """Refuse a figure that could not be written, before the work that leads to it.
+
+    Raises:
+        InvalidInputError: no such folder, or no kind of picture.
+    """
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in kinds or not path.parent.is_dir():
+        raise InvalidInputError(f"figure: expected a file of {', '.join(sorted(kinds))} in a folder, got {path}.")
 
 
 def save_stability_figure(stability: Stability, path: Path) -> None:

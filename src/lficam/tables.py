@@ -25,7 +25,7 @@ def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(column.replace("_", " "))
     for row in rows:
         table.add_row(*("" if value is None else _shown(value) for value in row.values()))
-    Console().print(table)
+    Console(width=max(Console().width, 40 + 12 * len(rows[0]))).print(table)  # a name cut short could be another's
 
 
 def print_measures(title: str, rows: list[dict[str, Any]]) -> None:

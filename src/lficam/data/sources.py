@@ -45,6 +45,16 @@ def known_sources() -> list[str]:
     return ["folder:PATH", *NAMED, *UNSPLIT, *SCENE_NAMES]
 
 
+def require_source(name: str) -> None:
+    """Refuse a name that no data set has, before anything is loaded.
+
+    Raises:
+        UnknownNameError: with the nearest one that exists.
+    """
+    if not name.startswith(_FOLDER) and name not in (*NAMED, *UNSPLIT, *SCENE_NAMES):
+        raise UnknownNameError("data source", name, known_sources())
+
+
 def load_source(
     name: str,
     image_size: int = 32,
@@ -73,18 +83,14 @@ def load_source(
     >>> load_source("digits-in-scenes", image_size=32, with_train=False).test.images.shape
     torch.Size([1000, 3, 32, 32])
     """
+    require_source(name)
     if not 0 <= val_fraction < 1:
         raise InvalidInputError(f"val_fraction: expected at least 0 and below 1, got {val_fraction}.")
     if name.startswith(_FOLDER):
         return _load_folder(name, Path(name[len(_FOLDER) :]).expanduser(), val_fraction, seed, with_train)
     if name in UNSPLIT:
         return _split_listing(name, UNSPLIT[name](), val_fraction, seed, with_train)
-    if name in SCENE_NAMES:
-        load_part = lambda part: load_scenes(name, part, image_size)  # noqa: E731
-    elif name in NAMED:
-        load_part = NAMED[name]
-    else:
-        raise UnknownNameError("data source", name, known_sources())
+    load_part = (lambda part: load_scenes(name, part, image_size)) if name in SCENE_NAMES else NAMED[name]
     source = Source(name, test=_required(load_part("test"), name, "test"))
     if with_train:
         train = _required(load_part("train"), name, "training")

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lficam.data.sources import require_source
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.explainers import EXPLAINERS
 from lficam.measuring import require_known
@@ -66,11 +68,32 @@ class Sweep:
     def command(self) -> str:
         """What makes the records again."""
         folder = f" --data {'folder:FOLDER' if self.data.startswith('folder:') else self.data}" if self.data else ""
-        return f"lficam sweep experiments/{self.name}/{self.path.name} --runs RUNS{folder}"
+        path = Path(self.name) / self.path.name if self.path.is_absolute() else self.path
+        return f"lficam sweep {path} --runs RUNS{folder}"
 
     def dataset(self, source: str) -> str:
         """A source as the records name it: the path of a folder is nobody's business but its owner's."""
         return f"folder:{self.name}" if source.startswith("folder:") else source
+
+    def current(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Those records that are of this file as it stands; of earlier settings, measures or variants none.
+
+        The set's own name may have been replaced with a folder, or not. Stability is of the runs that it names.
+        """
+        elsewhere = replace(self, data="elsewhere")
+        plans = {
+            (variant, slug(variant, run)): {of.fingerprint(variant, run) for of in (self, elsewhere)}
+            for variant in self.variants
+            for run in range(len(self.runs))
+        }
+        kept = [dict(row) for row in rows if row.get("plan") in plans.get((row["variant"], row["run"]), ())]
+        recorded = {(row["variant"], row["run"]) for row in kept}
+        stability = [
+            dict(row)
+            for row in rows
+            if row["seed"] is None and all((row["variant"], run) in recorded for run in row["run"].split(" and "))
+        ]
+        return kept + stability
 
     def fingerprint(self, variant: str, run: int) -> str:
         """Of all that a run's records depend on, but the place of the data."""
@@ -140,29 +163,45 @@ _KINDS = {
 
 
 def _check(sweep: Sweep) -> None:
-    variants = sweep.variants
-    if sweep.against and sweep.against not in variants:
-        raise InvalidInputError(f"sweep: against {sweep.against!r} is none of {', '.join(variants)}.")
-    if len({slug(name, 0) for name in variants}) < len(variants):
-        raise InvalidInputError(f"sweep: two of the variants {', '.join(variants)} would share a directory.")
-    for part in (*variants.values(), *sweep.runs, *sweep.measure, *sweep.headline):
+    for part in (*sweep.variants.values(), *sweep.runs, *sweep.measure, *sweep.headline):
         if not isinstance(part, dict):
             raise InvalidInputError(f"sweep: expected names and values in {sweep.path}, got {part!r}.")
+    _check_runs(sweep)
+    _check_measures(sweep)
+    _check_headline(sweep)
+    for variant in sweep.variants:
+        _check_parents(sweep, variant)
+    for name, panel in sweep.panels.items():
+        _check_panel(sweep, name, panel)
+    for variant in sweep.variants:
+        for run in range(len(sweep.runs)):
+            recipe_from_values(sweep.values(variant, run)).check()
+
+
+def _check_runs(sweep: Sweep) -> None:
+    variants = sweep.variants
+    if not variants or not sweep.runs:
+        raise InvalidInputError(f"sweep: expected at least one variant and one run in {sweep.path}.")
+    if sweep.against and sweep.against not in variants:
+        raise InvalidInputError(f"sweep: against {sweep.against!r} is none of {', '.join(variants)}.")
+    if any(run in sweep.runs[:number] for number, run in enumerate(sweep.runs)):
+        raise InvalidInputError(f"sweep: two of the runs in {sweep.path} are the same; give each its own seed.")
+    if len({slug(name, 0) for name in variants}) < len(variants):
+        raise InvalidInputError(f"sweep: two of the variants {', '.join(variants)} would share a directory.")
+
+
+def _check_measures(sweep: Sweep) -> None:
     for asked in (*sweep.measure, *([{"metrics": [], **sweep.stability}] if sweep.stability else [])):
-        if not isinstance(asked.get("pictures"), int) or not {"explainers", "metrics"} <= set(asked):
+        if set(asked) != {"explainers", "metrics", "pictures"} or not isinstance(asked["pictures"], int):
             raise InvalidInputError(f"sweep: expected explainers, metrics and pictures (a number), got {asked}.")
+        if asked["pictures"] < 2:
+            raise InvalidInputError(f"sweep: expected at least 2 pictures to measure on, got {asked['pictures']}.")
         require_known(asked["explainers"], asked["metrics"])
     for name in sweep.stability.get("explainers", []):
         if name not in EXPLAINERS:
             raise UnknownNameError("explainer of stability", name, EXPLAINERS)
-    _check_headline(sweep)
-    for variant in variants:
-        _check_parents(sweep, variant)
-    for name, panel in sweep.panels.items():
-        _check_panel(sweep, name, panel)
-    for variant in variants:
-        for run in range(len(sweep.runs)):
-            recipe_from_values(sweep.values(variant, run)).check()
+    for source in sweep.tests:
+        require_source(source)
 
 
 def _check_headline(sweep: Sweep) -> None:

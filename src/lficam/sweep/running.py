@@ -28,7 +28,8 @@ def run_sweep(sweep: Sweep, runs: str | Path) -> None:
     """Train and measure what has no records yet, run by run over all variants, and compare the maps of the runs.
 
     A run with records of the same settings and measures is done, whether its weights are still there or not. Others are
-    trained in ``runs``, where a finished one is not trained again and a stopped one goes on after its last epoch.
+    trained in ``runs``, where a finished one is not trained again and a stopped one goes on after its last epoch. What
+    the file has of other settings stays until a run takes its place.
     """
     rows = read_records(sweep.records_file)
     for run in range(len(sweep.runs)):
@@ -38,13 +39,15 @@ def run_sweep(sweep: Sweep, runs: str | Path) -> None:
                 print(f"{sweep.name}: {variant}, run {run + 1} of {len(sweep.runs)}", flush=True)
                 found = [{**row, "plan": plan} for row in _run(sweep, variant, run, Path(runs))]
                 rows = [row for row in rows if row["run"] != name] + found
-                rows = _with_stability(sweep, variant, rows)
                 write_records(sweep.records_file, rows)
+    for variant in sweep.variants if sweep.stability else []:
+        rows = _with_stability(sweep, variant, rows)
+    write_records(sweep.records_file, rows)
 
 
 def _with_stability(sweep: Sweep, variant: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows, with the variant's stability over the runs so far; where maps are gone, what was found with them."""
-    compared = list(_stability(sweep, variant, rows))
+    compared = list(_stability(sweep, variant, sweep.current(rows)))
     if not compared:
         return rows
     return [row for row in rows if row["variant"] != variant or not row["metric"].startswith("stability")] + compared
@@ -175,7 +178,12 @@ def _stability(sweep: Sweep, variant: str, rows: Sequence[Mapping[str, Any]]) ->
             for part in ("value", "shuffled", "corrected"):
                 if measure[part] is not None:
                     metric = f"stability: {measure['measure']}" + ("" if part == "value" else f", {part}")
-                    over_pairs = {"deviation": measure["deviation"]} if part == "value" and len(found.pairs) > 1 else {}
-                    yield {**about, "metric": metric, "value": measure[part], **over_pairs}
+                    yield {**about, "metric": metric, "value": measure[part], **_spread(measure, part)}
         if found.paper and found.paper["iou"] is not None:
             yield {**about, "metric": "stability: the paper's protocol", "value": found.paper["iou"]}
+
+
+def _spread(measure: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """What belongs to a part of a measure: of the value its deviation over pairs, of the corrected one its interval."""
+    names = {"value": ["deviation"], "corrected": ["low", "high"]}.get(part, [])
+    return {name: measure[name] for name in names if measure[name] is not None}

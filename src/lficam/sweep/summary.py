@@ -16,7 +16,7 @@ from lficam.sweep.records import read_records
 
 def write_summary(sweep: Sweep) -> str:
     """Make ``table.md``, ``summary.png`` and ``curves.png`` from the records, and return the table."""
-    rows = read_records(sweep.records_file)
+    rows = sweep.current(read_records(sweep.records_file))
     if not rows:
         raise InvalidInputError(f"sweep: no records in {sweep.records_file}; run the sweep first.")
     table = _table(sweep, rows)
@@ -28,7 +28,6 @@ def write_summary(sweep: Sweep) -> str:
 
 def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
     variants = list(sweep.variants)
-    rows = [row for row in rows if row["variant"] in variants]
     keys = list(dict.fromkeys(_key(row) for row in rows))
     count = len({row["run"] for row in rows if row["seed"] is not None})
     paired = f" In brackets the difference to {sweep.against}, run by run, with its 95 % t-interval."
@@ -82,12 +81,17 @@ def _headline_cell(column: Mapping[str, Any], rows: Sequence[Mapping[str, Any]])
 
 
 def _shown(rows: Sequence[Mapping[str, Any]], scale: int = 1) -> str:
-    """Mean and deviation, or the count that all runs have."""
+    """Mean and deviation, the count that all runs have, or of stability the value and its interval."""
     if (count := _common_count(rows)) is not None:
         return f"{count:,}"
     mean, deviation = _mean_and_deviation(rows)
     digits = 1 if scale == 100 or abs(mean) >= 10 else 3
-    return f"{scale * mean:.{digits}f}" + ("" if deviation is None else f" ± {scale * deviation:.{digits}f}")
+    shown = f"{scale * mean:.{digits}f}"
+    if deviation is not None:
+        return f"{shown} ± {scale * deviation:.{digits}f}"
+    if len(rows) == 1 and rows[0]["seed"] is None and rows[0].get("low") is not None:
+        return f"{shown} ({rows[0]['low']:.{digits}f} to {rows[0]['high']:.{digits}f})"
+    return shown
 
 
 def _common_count(rows: Sequence[Mapping[str, Any]]) -> int | None:
@@ -137,7 +141,7 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
 def _figure(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Figure:
     """Error, corrected stability and faithfulness on the first test set, a dot a run, a row a variant."""
     first = next(row["dataset"] for row in rows if row["metric"] == "top1_error")
-    rows = [row for row in rows if row["dataset"] == first and row["variant"] in sweep.variants]
+    rows = [row for row in rows if row["dataset"] == first]
     variants, explainers = list(sweep.variants), list(dict.fromkeys((*_mapped(rows), *BASELINES)))
     panels = [
         ("top-1 error", "top1_error", [""]),
