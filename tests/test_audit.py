@@ -56,10 +56,33 @@ def test_a_label_uses_a_map_if_another_pictures_costs_accuracy(other, channel_me
     assert room._use({}) == []
 
 
-@pytest.mark.parametrize(("kept", "verdict"), [(0.1, "holds"), (0.9, "fails")])
+@pytest.mark.parametrize(("kept", "verdict"), [(0.1, "holds"), (-0.1, "holds"), (0.9, "fails"), (-0.9, "fails")])
 def test_a_map_that_survives_the_loss_of_all_weights_fails(kept, verdict):
     assert room._from_the_weights({("cam", "randomised"): values(kept)}, "cam").verdict == verdict
     assert room._from_the_weights({}, "cam").verdict == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("own", "trivial", "verdict"),
+    [
+        ((0.5, 0.4, 0.6), (0.2, 0.1, 0.3), "holds"),
+        ((0.5, 0.4, 0.6), (0.5, 0.4, 0.6), "holds trivially"),
+        ((0.33, 0.25, 0.41), (0.08, -0.10, 0.27), "unknown"),  # the channel mean is not shown to hold
+        ((0.01, -0.01, 0.02), (0.5, 0.4, 0.6), "fails"),
+        ((0.5, None, None), (0.2, None, None), "unknown"),  # one pair of runs
+    ],
+)
+def test_a_map_is_stable_beyond_the_class_and_beyond_the_channel_mean(own, trivial, verdict):
+    def row(corrected, low, high):
+        return {"value": 0.6, "shuffled": 0.3, "corrected": corrected, "low": low, "high": high, "left_out": 0.0}
+
+    assert room._stable("attention", row(*own), row(*trivial)).verdict == verdict
+
+
+def test_a_model_that_answers_nothing_is_not_passed_over():
+    dead = room._against_baselines({}, "attention", "patch_deletion")
+    assert (dead.verdict, dead.value) == ("unknown", None)
+    assert "the answers are the same" in dead.reason
 
 
 def test_few_pictures_without_an_event_do_not_say_that_there_is_none():
@@ -99,7 +122,8 @@ def test_an_audit_leaves_a_page_and_an_exit_code(run, folder, tmp_path, capsys):
     out, err = capsys.readouterr()
     found = json.loads((tmp_path / "audit.json").read_text())
     failed = [verdict for verdict in found["verdicts"] if verdict["verdict"] == "fails"]
-    assert code == (1 if failed else 0)
+    undecided = all(verdict["verdict"] == "unknown" for verdict in found["verdicts"])
+    assert code == (1 if failed or undecided else 0)
     assert ("claims fail" in err) == bool(failed)
     html = unescape(page.read_text())
     for verdict in found["verdicts"]:

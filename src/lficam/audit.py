@@ -117,12 +117,12 @@ def audit(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str
     }
     values = _values(records)
     verdicts = _use(values)
-    for metric in (metric for metric in _CLAIMS if any(key[1] == metric for key in values)):
+    for metric in (metric for metric in _CLAIMS if metric != "pointing" or pictures.boxes is not None):
         verdicts += [_against_baselines(values, name, metric) for name in own]
     verdicts += [_from_the_weights(values, name) for name in own]
     if len(models) > 1:
         judged = [name for name in own if name != VERSUS]
-        rows = {of: measure_stability(models, drawn, source, of).measures[0] for of in (*judged, "feature_mean")}
+        rows = {of: measure_stability(models, drawn, source, of, limit).measures[0] for of in (*judged, "feature_mean")}
         verdicts += [_stable(name, rows[name], rows["feature_mean"]) for name in judged]
     facts = {
         "source": source,
@@ -166,11 +166,14 @@ def _use(values: Mapping[tuple[str, str], Tensor]) -> list[Verdict]:
 
 def _against_baselines(values: Mapping[tuple[str, str], Tensor], name: str, metric: str) -> Verdict:
     """Ahead of nothing, and of the best map that costs nothing? A picture without an answer counts as nothing."""
+    rivals = {rival: values[rival, metric].nan_to_num(0.0) for rival in BASELINES if (rival, metric) in values}
+    if not rivals:
+        reason = "of no map can it be judged: no object is known, or the answers are the same whatever is taken away"
+        return Verdict(_CLAIMS[metric], name, "unknown", None, None, None, reason)
     if (name, metric) not in values:
         reason = "in one run at least all its maps are flat"
         return Verdict(_CLAIMS[metric], name, "fails", None, None, None, reason)
     of_name, margin = values[name, metric], MARGINS[metric]
-    rivals = {rival: values[rival, metric].nan_to_num(0.0) for rival in BASELINES if (rival, metric) in values}
     best = max(rivals, key=lambda rival: float(rivals[rival].mean()))
     # Pointing has no natural zero; noise is its nothing.
     nothing = rivals["random"] if metric == "pointing" else torch.zeros_like(of_name)
@@ -192,29 +195,34 @@ def _from_the_weights(values: Mapping[tuple[str, str], Tensor], name: str) -> Ve
     if key not in values or values[key].isnan().all(dim=1).any():
         return Verdict(claim, name, "unknown", None, None, None, "no map but flat ones to compare")
     kept = _mean(values[key])
-    word: Word = "holds" if kept.high < RANKS_KEPT else "fails" if kept.low > RANKS_KEPT else "unknown"
+    least, most = (kept.low, kept.high) if kept.value >= 0 else (-kept.high, -kept.low)  # turned around is kept too
+    word: Word = "holds" if most < RANKS_KEPT else "fails" if least > RANKS_KEPT else "unknown"
     reason = f"rank correlation with the map after all weights are lost: {_shown(kept)}"
     return Verdict(claim, name, word, kept.value, kept.low, kept.high, reason)
 
 
 def _stable(name: str, own: Mapping[str, Any], trivial: Mapping[str, Any]) -> Verdict:
-    """Ahead of chance, and of the channel mean? The intervals are over pictures; runs enter as pairs only."""
+    """Ahead of chance, and of the channel mean, which needs no learning?"""
     claim, margin = "is the same in another training run", MARGINS["stability"]
     if own["corrected"] is None or trivial["corrected"] is None:
         reason = "nothing to compare: maps are flat, never change, or no class has two pictures"
         return Verdict(claim, name, "unknown", own["value"], None, None, reason)
-    ahead = own["corrected"] - trivial["corrected"]
-    word: Word = "unknown"
-    if own["high"] < margin:
-        word = "fails"
-    elif own["low"] > 0 and own["corrected"] >= margin:
-        word = "holds" if own["low"] > trivial["high"] and ahead >= margin else "holds trivially"
+    if own["low"] is None or trivial["low"] is None:
+        reason = f"corrected IoU {own['corrected']:.3f}, of one pair of runs: what another would score is not known"
+        return Verdict(claim, name, "unknown", own["corrected"], None, None, reason)
+    word = _word(_as_mean(own), margin)
+    if word == "holds" and not (own["low"] > trivial["high"] and own["corrected"] - trivial["corrected"] >= margin):
+        word = "holds trivially" if _word(_as_mean(trivial), margin) == "holds" else "unknown"
     reason = (
         f"IoU {own['value']:.3f}, {own['shuffled']:.3f} with another picture of the class, corrected "
         f"{own['corrected']:.3f} ({own['low']:.3f} to {own['high']:.3f}); the channel mean's corrected "
         f"{trivial['corrected']:.3f} ({trivial['low']:.3f} to {trivial['high']:.3f})"
     )
     return Verdict(claim, name, word, own["corrected"], own["low"], own["high"], reason)
+
+
+def _as_mean(row: Mapping[str, Any]) -> Mean:
+    return Mean(row["corrected"], row["low"], row["high"], row["left_out"])
 
 
 def _notes(model: PlainClassifier) -> list[str]:

@@ -485,6 +485,8 @@ def audit(options: Namespace) -> dict[str, Any]:
         names = "; ".join(f"{verdict.explainer} {verdict.claim}" for verdict in found.failed)
         sentence = f"audit: {len(found.failed)} of {len(found.verdicts)} claims fail: {names}."
         raise GateError(sentence, found.to_dict())
+    if all(verdict.verdict == "unknown" for verdict in found.verdicts):
+        raise GateError("audit: no claim could be decided; give it more pictures, or more runs.", found.to_dict())
     return found.to_dict()
 
 
