@@ -57,7 +57,7 @@ def points_into(maps: Tensor, boxes: Tensor) -> Tensor:
     """
     x, y = peaks(maps).unsqueeze(1).unbind(2)
     x1, y1, x2, y2 = _check_boxes(boxes, maps).unbind(2)
-    inside = ((x > x1) & (x < x2) & (y > y1) & (y < y2)).any(dim=1)
+    inside = ((x >= x1) & (x < x2) & (y >= y1) & (y < y2)).any(dim=1)
     return inside & ~is_flat(maps)
 
 
