@@ -130,6 +130,7 @@ def test_an_audit_leaves_a_page_and_an_exit_code(run, folder, tmp_path, capsys):
         assert verdict["claim"] in html
         assert f"{verdict['verdict']:<16} {verdict['explainer']} {verdict['claim']}" in out
     assert "cannot react to that layer" in html
+    assert "holes that its training had not" in html
     page.write_text("mine")
     assert main(words) == 2
     assert page.read_text() == "mine"

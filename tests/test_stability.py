@@ -145,3 +145,6 @@ def test_runs_trained_on_other_data_are_refused(pictures):
     other.config.training = {"data": "planted-shortcut"}
     with pytest.raises(InvalidInputError, match="different training data"):
         measure_stability({"a": one, "b": other}, pictures, "digits")
+    one.config.training, other.config.training = {"hidden_patch": 0.5}, {}
+    with pytest.raises(InvalidInputError, match="different hidden patches in training"):
+        measure_stability({"a": one, "b": other}, pictures, "digits")

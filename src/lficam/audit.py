@@ -11,7 +11,7 @@ from lficam.data.pictures import Pictures
 from lficam.errors import InvalidInputError
 from lficam.evaluation import carried, require_comparable
 from lficam.explainers import VERSUS
-from lficam.measuring import BASELINES, Record, combine, measure_run
+from lficam.measuring import BASELINES, Record, about_patch_deletion, combine, measure_run
 from lficam.metrics.intervals import Mean, bootstrap_mean
 from lficam.models.plain import PlainClassifier
 from lficam.stability import measure_stability
@@ -226,11 +226,13 @@ def _as_mean(row: Mapping[str, Any]) -> Mean:
 
 
 def _notes(model: PlainClassifier) -> list[str]:
+    notes = [about_patch_deletion(model)]
     if model.config.method == "plain" or getattr(model, "fin_name", "") == "first_guess":
-        return []
+        return notes
     return [
+        *notes,
         "The attention map is made before the classifier's last layer and has no class: it cannot react to that layer "
-        "(its rank correlation is 1 when the layer is lost), and it cannot say why one class and not another."
+        "(its rank correlation is 1 when the layer is lost), and it cannot say why one class and not another.",
     ]
 
 

@@ -263,7 +263,14 @@ def evaluate(options: Namespace) -> dict[str, Any]:
 
 def _measure(options: Namespace) -> dict[str, Any]:
     from lficam.evaluation import carried
-    from lficam.measuring import BASELINES, DEFAULT_EXPLAINERS, DEFAULT_MEASURES, combine, measure_run
+    from lficam.measuring import (
+        BASELINES,
+        DEFAULT_EXPLAINERS,
+        DEFAULT_MEASURES,
+        about_patch_deletion,
+        combine,
+        measure_run,
+    )
     from lficam.tables import print_measures
 
     models, pictures = _load_comparable(options)
@@ -276,7 +283,9 @@ def _measure(options: Namespace) -> dict[str, Any]:
         records[run] = measure_run(run, model, pictures, options.data, list(beside), metrics)
     rows = combine(records)
     print_measures(f"{options.data}: {len(pictures)} pictures, {len(models)} runs, 95 % intervals", rows)
-    return {"source": options.data, "pictures": len(pictures), "rows": rows}
+    note = about_patch_deletion(next(iter(models.values()))) if "patch_deletion" in metrics else ""
+    print(note, end="\n" if note else "")
+    return {"source": options.data, "pictures": len(pictures), "rows": rows, "note": note}
 
 
 def _load_all(options: Namespace) -> dict[str, Any]:

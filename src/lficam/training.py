@@ -608,6 +608,7 @@ def _choose_weights(directory: Path, task: ClassificationTask, trainer: pl.Train
         "data": shown_source(recipe.data),
         "epochs": recipe.epochs,
         "seed": recipe.seed,
+        "hidden_patch": recipe.hidden_patch,
         "precision": str(trainer.precision),
         "device": trainer.strategy.root_device.type,
         "processes": trainer.world_size,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lficam.data.pictures import OnDemand, Pictures
 from lficam.errors import InvalidInputError, UnknownNameError
-from lficam.evaluation import evaluation_directory
+from lficam.evaluation import evaluation_directory, knows_holes
 from lficam.explainers import EXPLAINERS, VERSUS
 from lficam.files import read_record, write_whole
 from lficam.measuring.measures import MEASURES
@@ -98,6 +98,13 @@ def measure(
             for group in dict.fromkeys(measures):
                 if (name, group) not in done:
                     yield _records(probe, name, group)
+
+
+def about_patch_deletion(model: PlainClassifier) -> str:
+    """What is to be known of every patch deletion of a model."""
+    if knows_holes(model):
+        return "Patch deletion asks in the model's own domain (IDSDS): patches were hidden in its training."
+    return "Patch deletion shows the model holes that its training had not; --hidden_patch trains with them."
 
 
 def require_known(explainers: Sequence[str], measures: Sequence[str]) -> None:
