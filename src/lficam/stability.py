@@ -171,7 +171,8 @@ def _interval(pairs: Tensor, names: Sequence[Sequence[str]], corrected: float) -
     if over_runs is None or len(over_pictures) == 0 or math.isnan(corrected):
         return None, None
     low, high = torch.quantile(over_pictures, torch.tensor([0.025, 0.975])).tolist()
-    return corrected - math.hypot(corrected - low, over_runs), corrected + math.hypot(high - corrected, over_runs)
+    below, above = math.hypot(corrected - low, over_runs), math.hypot(high - corrected, over_runs)
+    return corrected - below, min(corrected + above, 1.0)
 
 
 def _margin_over_runs(pairs: Tensor, names: Sequence[Sequence[str]]) -> float | None:
