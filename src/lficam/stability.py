@@ -18,6 +18,7 @@ from lficam.data.pictures import Pictures
 from lficam.errors import InvalidInputError
 from lficam.evaluation import Subject, require_comparable, require_same_classes
 from lficam.explainers import create_explainer
+from lficam.metrics.intervals import percentiles, resampled_means
 from lficam.metrics.stability import (
     area_matched_iou,
     chance_corrected,
@@ -37,7 +38,6 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "structural_similarity": structural_similarity,
 }
 _BATCH = 128
-_RESAMPLES = 1000
 
 
 @dataclass
@@ -162,15 +162,11 @@ def _measure(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _interval(pairs: Tensor, names: Sequence[Sequence[str]], corrected: float) -> tuple[float | None, float | None]:
     """The corrected value's 95 % interval: over pictures, and by Student's margin over runs, root of squares summed."""
     over_runs = _margin_over_runs(pairs, names)
-    values = pairs.nanmean(dim=0)
-    generator = torch.Generator().manual_seed(0)
-    count = values.shape[1]
-    drawn = values[:, torch.randint(count, (_RESAMPLES, count), generator=generator)].nanmean(dim=2)
-    over_pictures = chance_corrected(drawn[0], drawn[1])
+    over_pictures = chance_corrected(*resampled_means(pairs.nanmean(dim=0)))
     over_pictures = over_pictures[~over_pictures.isnan()]
     if over_runs is None or len(over_pictures) == 0 or math.isnan(corrected):
         return None, None
-    low, high = torch.quantile(over_pictures, torch.tensor([0.025, 0.975])).tolist()
+    low, high = percentiles(over_pictures)
     below, above = math.hypot(corrected - low, over_runs), math.hypot(high - corrected, over_runs)
     return corrected - below, min(corrected + above, 1.0)
 

@@ -54,7 +54,7 @@ def _remarks(row: dict[str, Any]) -> Iterator[str]:
     if row["note"]:
         yield row["note"]
     if 0 < row["left_out"] < 1:
-        yield f"{row['left_out']:.1%} of the pictures cannot be judged"
+        yield f"{row['left_out']:.1%} of the pictures are left out"
 
 
 def _measured(row: dict[str, Any] | None) -> str:

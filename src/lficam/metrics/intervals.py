@@ -46,7 +46,7 @@ def bootstrap_mean(values: Tensor, seed: int = 0) -> Mean | None:
         return None
     of_pictures = values.nanmean(dim=0)
     value = float(of_pictures.nanmean())
-    low, high = _over_pictures(of_pictures, seed)
+    low, high = percentiles(resampled_means(of_pictures[~of_pictures.isnan()], seed))
     between = between_runs(values.nanmean(dim=1))
     below, above = (((value - edge) ** 2 + between**2) ** 0.5 for edge in (low, high))
     low, high, known = value - below, value + above, values[~missing]
@@ -56,13 +56,24 @@ def bootstrap_mean(values: Tensor, seed: int = 0) -> Mean | None:
     return Mean(value, low, high, float(missing.float().mean()))
 
 
-def _over_pictures(values: Tensor, seed: int) -> tuple[float, float]:
-    """The percentiles of the mean of resampled pictures."""
-    known = values[~values.isnan()]
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(known), (RESAMPLES, len(known)), generator=generator)
-    means = known[drawn].mean(dim=1)
-    low, high = torch.quantile(means, torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+def resampled_means(values: Tensor, seed: int = 0) -> Tensor:
+    """Means (..., RESAMPLES) of values (..., N) over pictures drawn with replacement; NaN is left out.
+
+    >>> resampled_means(torch.ones(2, 5)).unique().tolist()
+    [1.0]
+    """
+    count = values.shape[-1]
+    drawn = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
+    return values[..., drawn].nanmean(dim=-1)
+
+
+def percentiles(values: Tensor) -> tuple[float, float]:
+    """Between which 95 % of the values (M,) lie.
+
+    >>> percentiles(torch.arange(1001.0))
+    (25.0, 975.0)
+    """
+    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return low, high
 
 
