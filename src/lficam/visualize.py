@@ -1,5 +1,6 @@
 """Maps as pictures: colour, overlays, strips. uint8 in and out, channels first."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,9 @@ def save_gallery_figure(directory: Path, rows: Sequence[Mapping[str, Any]], path
 def save_strips(strips: Sequence[Tensor], captions: Sequence[Sequence[str]], path: Path) -> None:
     """Strips (3, H, W) uint8 of one size below each other as a PNG file, each panel under its caption."""
     height, width = strips[0].shape[1:]
-    room = 26 if not any("\n" in caption for row in captions for caption in row) else 40
+    captions = [[_in_lines(caption) for caption in row] for row in captions]
+    lines = max(caption.count("\n") + 1 for row in captions for caption in row)
+    room = 16 + 14 * lines
     figure = Figure(figsize=(width / 100, len(strips) * (height + room) / 100), dpi=130, layout="constrained")
     for axes, pixels, row in zip(figure.subplots(len(strips), 1, squeeze=False)[:, 0], strips, captions, strict=True):
         axes.imshow(pixels.permute(1, 2, 0).numpy())
@@ -115,6 +118,11 @@ def save_strips(strips: Sequence[Tensor], captions: Sequence[Sequence[str]], pat
         for number, caption in enumerate(row):
             axes.text((number + 0.5) * width / len(row), -6, caption, ha="center", va="bottom", fontsize=9)
     figure.savefig(path)
+
+
+def _in_lines(caption: str) -> str:
+    """As wide as a panel at most: a name that runs into its neighbour's cannot be read."""
+    return "\n".join(wrapped for line in caption.split("\n") for wrapped in textwrap.wrap(line.replace("_", " "), 18))
 
 
 def _values(of_map: Tensor) -> np.ndarray:
