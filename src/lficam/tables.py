@@ -43,7 +43,7 @@ def print_measures(title: str, rows: list[dict[str, Any]]) -> None:
     console.print(table)
     said: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        for remark in _remarks(row):
+        for remark in [] if row["metric"].endswith(CONTROLS) else _remarks(row):
             said.setdefault((row["metric"], remark), []).append(row["explainer"])
     for (metric, remark), of in said.items():
         console.print(f"{metric} of {', '.join(of)}: {remark}", highlight=False)
