@@ -6,6 +6,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lficam.measuring import CONTROLS
+
 
 def print_values(title: str, values: dict[str, Any]) -> None:
     """Names and values below a title, rates with their intervals; None is left out."""
