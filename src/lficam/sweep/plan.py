@@ -33,8 +33,9 @@ class Sweep:
         measure: of each, ``explainers``, ``metrics`` and ``pictures`` (a number) of `lficam.measuring`.
         stability: ``explainers`` and ``pictures`` of `lficam.stability`.
         tests: the sources that are measured on; the training source's test part where empty.
-        headline: the columns of the table that comes first: of each, ``name``, ``metric`` and ``map`` of its records
-            (no map unless given), ``data`` (the first test set that has them) and ``percent`` (times 100; false).
+        headline: the columns of the first table and of its picture; the usual ones unless given. Of each, ``name``,
+            ``metric`` and ``map`` of its records (no map unless given), ``data`` (the first test set that has them) and
+            ``percent`` (times 100; false).
         panels: by the name of a figure, ``pictures`` (rows) and ``columns``: of each, ``variant``, ``map`` (one of
             stability's explainers) and ``run`` (0 unless given).
         against: the variant that the others are held against, run by run.

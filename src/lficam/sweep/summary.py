@@ -1,5 +1,6 @@
 """Table, figures and panels, made from the records and the kept maps."""
 
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,9 +10,17 @@ from scipy import stats
 
 from lficam.errors import InvalidInputError
 from lficam.files import write_whole
-from lficam.measuring import BASELINES
 from lficam.sweep.plan import Sweep
 from lficam.sweep.records import read_records
+
+_USUAL: list[dict[str, Any]] = [
+    {"name": "top-1 error, %", "metric": "top1_error", "percent": True},
+    *(
+        {"name": f"{name.replace('_', ' ')}: {what}", "metric": metric, "map": name}
+        for what, metric in (("corrected IoU", "stability: iou, corrected"), ("patch deletion", "patch_deletion"))
+        for name in ("attention", "class_evidence")
+    ),
+]
 
 
 def write_summary(sweep: Sweep) -> str:
@@ -56,28 +65,35 @@ def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _columns(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What the headline shows: what the file asks for, or what there is of the usual."""
+    return sweep.headline or [column for column in _USUAL if _found(column, rows)]
+
+
 def _headline(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A line a variant, the columns that the sweep's file asks for; "-" where a variant has no such value."""
-    if not sweep.headline:
-        return
-    yield "| variant | runs | " + " | ".join(column["name"] for column in sweep.headline) + " |"
-    yield "|---|---|" + "---|" * len(sweep.headline)
+    """A line a variant, a column each of `_columns`; "-" where a variant has no such value."""
+    columns = _columns(sweep, rows)
+    yield "| variant | runs | " + " | ".join(column["name"] for column in columns) + " |"
+    yield "|---|---|" + "---|" * len(columns)
     for variant in sweep.variants:
         of_variant = [row for row in rows if row["variant"] == variant]
         count = len({row["run"] for row in of_variant if row["seed"] is not None})
-        cells = [_headline_cell(column, of_variant) for column in sweep.headline]
+        cells = [_headline_cell(column, of_variant) for column in columns]
         yield f"| {variant} | {count} | " + " | ".join(cells) + " |"
     yield ""
 
 
 def _headline_cell(column: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    found = _found(column, rows)
+    return _shown(found, scale=100 if column.get("percent") else 1) if found else "-"
+
+
+def _found(column: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The records that a column asks for, of the test set that it names or the first that has them."""
     asked = (column["metric"], column.get("map", ""))
-    rows = [row for row in rows if (row["metric"], row["explainer"]) == asked]
-    data = column.get("data", rows[0]["dataset"] if rows else "")
-    found = [row for row in rows if row["dataset"] == data]
-    if not found:
-        return "-"
-    return _shown(found, scale=100 if column.get("percent") else 1)
+    found = [row for row in rows if (row["metric"], row["explainer"]) == asked]
+    data = column.get("data", found[0]["dataset"] if found else "")
+    return [row for row in found if row["dataset"] == data]
 
 
 def _shown(rows: Sequence[Mapping[str, Any]], scale: int = 1) -> str:
@@ -139,42 +155,27 @@ def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
 
 
 def _figure(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Error, corrected stability and faithfulness on the first test set, a dot a run, a row a variant."""
-    first = next(row["dataset"] for row in rows if row["metric"] == "top1_error")
-    rows = [row for row in rows if row["dataset"] == first]
-    variants, explainers = list(sweep.variants), list(dict.fromkeys((*_mapped(rows), *BASELINES)))
-    panels = [
-        ("top-1 error", "top1_error", [""]),
-        ("IoU of two runs' maps, corrected", "stability: iou, corrected", explainers),
-        ("correlation with what a patch's loss costs", "patch_deletion", explainers),
-    ]
-    panels = [panel for panel in panels if any(row["metric"] == panel[1] for row in rows)]
-    figure = Figure(figsize=(4.6 * len(panels), 1.8 + 0.55 * len(variants)), dpi=130, layout="constrained")
-    for column, (title, metric, names) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), column + 1)
-        for number, name in enumerate(names):
-            found = [row for row in rows if (row["metric"], row["explainer"]) == (metric, name)]
-            places = [variants.index(row["variant"]) + 0.12 * (number - (len(names) - 1) / 2) for row in found]
-            values = [row["value"] for row in found]
-            colour = f"C{explainers.index(name)}" if name else "black"
-            axes.plot(values, places, "o", color=colour, markersize=4, label=name if found else None)
-        axes.set_title(title, fontsize=10)
-        axes.set_yticks(range(len(variants)), variants if column == 0 else [""] * len(variants))
+    """The headline as a picture: an axes a column, a line a variant, a dot a run; of stability a bar its interval."""
+    columns, variants, wide = _columns(sweep, rows), list(sweep.variants), 4
+    height = -(-len(columns) // wide)
+    figure = Figure(figsize=(2.4 + 2.3 * wide, height * (0.8 + 0.26 * len(variants))), dpi=130, layout="constrained")
+    grid = figure.subplots(height, wide, squeeze=False, sharey=True)
+    for axes in grid.flat[len(columns) :]:
+        axes.set_axis_off()
+    for column, axes in zip(columns, grid.flat, strict=False):
+        scale = 100 if column.get("percent") else 1
+        for place, variant in enumerate(variants):
+            for row in _found(column, [row for row in rows if row["variant"] == variant]):
+                axes.plot([scale * row["value"]], [place], "o", color="C0", markersize=4)
+                if row["seed"] is None and row.get("low") is not None:
+                    axes.plot([scale * row["low"], scale * row["high"]], [place, place], color="C0", linewidth=1)
+        axes.set_title(textwrap.fill(column["name"], 30), fontsize=8)
+        axes.set_yticks(range(len(variants)), variants)
         axes.set_ylim(len(variants) - 0.5, -0.5)
+        axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.3)
-    handles, labels = figure.axes[-1].get_legend_handles_labels()
-    named = [(handle, label) for handle, label in zip(handles, labels, strict=True) if label]
-    if named:
-        figure.legend(
-            *zip(*named, strict=True), loc="outside lower center", ncols=len(named), frameon=False, fontsize=8
-        )
     return figure
-
-
-def _mapped(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The explainers with stability records."""
-    return list(dict.fromkeys(row["explainer"] for row in rows if row["metric"].startswith("stability")))
 
 
 def _curves(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -191,7 +192,7 @@ def _curves(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Figure:
             for curve in _curves_of(shown, rows):
                 axes.plot(range(1, len(curve) + 1), [100 * value for value in curve], color=colour, linewidth=1.2)
         axes.set_title(variant, fontsize=8)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=7, labelbottom=True)
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("epoch" + (f" (grey: {sweep.against})" if sweep.against else ""), fontsize=8)
     figure.supylabel("accuracy, %", fontsize=8)
