@@ -94,6 +94,14 @@ def test_few_pictures_without_an_event_do_not_say_that_there_is_none():
     assert room._use(found)[0].verdict == "unknown"
 
 
+def test_pictures_whose_object_is_not_known_do_not_count_against_pointing():
+    hits = torch.full((1, 400), torch.nan)
+    hits[:, :40] = 1.0
+    found = {("attention", "pointing"): hits, ("random", "pointing"): 0 * hits, ("centre", "pointing"): 0 * hits}
+    judged = room._against_baselines(found, "attention", "pointing")
+    assert (judged.verdict, judged.value) == ("holds", 1.0)
+
+
 def test_a_map_that_is_flat_fails_and_its_silence_counts_as_nothing():
     found = {("random", "patch_deletion"): values(0.0), ("centre", "patch_deletion"): values(0.05)}
     assert room._against_baselines(found, "attention", "patch_deletion").verdict == "fails"
@@ -130,7 +138,7 @@ def test_an_audit_leaves_a_page_and_an_exit_code(run, folder, tmp_path, capsys):
         assert verdict["claim"] in html
         assert f"{verdict['verdict']:<16} {verdict['explainer']} {verdict['claim']}" in out
     assert "cannot react to that layer" in html
-    assert "holes that its training had not" in html
+    assert "holes that its training had not" in html or "was not recorded" in html
     page.write_text("mine")
     assert main(words) == 2
     assert page.read_text() == "mine"

@@ -19,7 +19,7 @@ from lficam.data.images import read_image
 from lficam.data.transforms import prepare
 from lficam.errors import InvalidInputError
 from lficam.export import ExplainingGraph, export_model
-from lficam.metrics.localization import region_boxes
+from lficam.metrics.localization import peaks, region_boxes
 from lficam.predict import explain_images
 
 SIZE = 32
@@ -210,6 +210,15 @@ def test_predicting_without_pytorch_says_what_explain_says(exported, pictures):
         drawn = np.asarray(portable.PortableModel(path).draw(found)).astype(int)
         assert drawn.shape[:2] == tuple(expected.picture().shape[1:])
         assert np.abs(drawn.transpose(2, 0, 1) - expected.picture().numpy()).mean() < 2
+
+
+@pytest.mark.parametrize("cell", [(0, 0), (6, 6), (0, 6), (3, 3)])
+def test_its_peak_is_the_one_of_explain(cell):
+    grid = torch.rand(1, 1, 7, 7, generator=torch.Generator().manual_seed(0)) / 2
+    grid[0, 0, *cell] = 1
+    maps = torch.nn.functional.interpolate(grid, (224, 224), mode="bilinear", align_corners=False)
+    assert portable.peak(maps[0, 0].numpy()) == pytest.approx(tuple(peaks(maps)[0].tolist()))
+    assert portable.peak(np.zeros((4, 6))) == (3.0, 2.0)
 
 
 def test_it_needs_neither_pytorch_nor_the_rest_of_lficam(exported, pictures, tmp_path):

@@ -150,6 +150,10 @@ def test_what_was_measured_is_not_measured_again_and_a_torn_line_is(run, folder,
     pictures = replace(pictures, boxes=pictures.boxes + 1)
     ask()
     assert len(asked) == 5  # other boxes: likewise
+    other = replace(pictures, images=[image.clone() for image in pictures.images])
+    other.images[3][0, 5, 5] += 1
+    same = measuring._fingerprint(replace(pictures, images=list(pictures.images)))
+    assert same == measuring._fingerprint(pictures) != measuring._fingerprint(other)
 
 
 def test_runs_are_combined_picture_by_picture():

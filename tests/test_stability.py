@@ -133,6 +133,16 @@ def test_the_interval_over_runs_is_the_jackknife_by_hand():
     assert _interval(pairs[:1], names[:1], 0.5) == (None, None)
 
 
+def test_one_run_of_flat_maps_leaves_no_interval_and_breaks_nothing(pictures):
+    maps = {name: torch.rand(len(pictures), 1, 16, 16) for name in ("a", "b")}
+    maps["dead"] = torch.zeros(len(pictures), 1, 16, 16)
+    found = stability_of_maps(maps, pictures.labels, {})
+    json.dumps(found.to_dict(), allow_nan=False)
+    ranks = next(row for row in found.measures if row["measure"] == "rank_correlation")
+    assert (ranks["low"], ranks["high"]) == (None, None)
+    assert ranks["corrected"] is not None
+
+
 def test_flat_maps_are_told_and_break_nothing(pictures):
     maps = {name: torch.zeros(len(pictures), 1, 16, 16) for name in ("a", "b", "c")}
     found = stability_of_maps(maps, pictures.labels, {}, dict.fromkeys(maps, 0.5))
@@ -146,6 +156,6 @@ def test_runs_trained_on_other_data_are_refused(pictures):
     other.config.training = {"data": "planted-shortcut"}
     with pytest.raises(InvalidInputError, match="different training data"):
         measure_stability({"a": one, "b": other}, pictures, "digits")
-    one.config.training, other.config.training = {"hidden_patch": 0.5}, {}
+    one.config.training, other.config.training = {"hidden_patch": 0.5}, {"hidden_patch": 0.0}
     with pytest.raises(InvalidInputError, match="different hidden patches in training"):
         measure_stability({"a": one, "b": other}, pictures, "digits")

@@ -12,7 +12,8 @@ from PIL import Image
 import lficam
 from lficam.cli import main
 from lficam.errors import InvalidInputError, RunError
-from lficam.sweep import draw_panels, paired_interval, read_sweep, run_sweep, write_summary
+from lficam.measuring import SCHEMA
+from lficam.sweep import draw_panels, paired_interval, read_sweep, run_sweep, summary, write_summary
 
 PLAN = {
     "recipe": "RECIPE",
@@ -105,6 +106,17 @@ def test_the_headline_is_the_mean_of_the_records(swept):
     assert lines[5] == f"| w = 1/K | 2 | {error} | {iou:.3f} | {parameters:,} | - |"
 
 
+def test_a_headline_is_of_one_sample_and_scales_its_interval(swept):
+    sweep = read_sweep(swept[0] / "sweep.yaml")
+    about = {"variant": "w = 1/K", "metric": "x", "explainer": "", "dataset": "d"}
+    rows = [{**about, "pictures": pictures, "value": value, "seed": 0} for pictures, value in ((5, 0.5), (9, 0.1))]
+    assert summary._found({"metric": "x"}, rows) == rows[:1]
+    of_pairs = {**about, "pictures": 5, "value": 0.25, "low": 0.125, "high": 0.5, "seed": None}
+    assert summary._shown([of_pairs], scale=100) == "25.0 (12.5 to 50.0)"
+    assert "".join(summary._of_earlier_measures([{"run": "a-0", "seed": 0}])).endswith(": a-0.")
+    assert sweep.current([{**about, "run": "w-1-k-0 and w-1-k-1", "seed": None}]) == []
+
+
 def test_it_goes_on_from_its_records_when_the_runs_are_gone(swept, folder, monkeypatch):
     home, _ = swept
     copy = home.parent / "resumed"
@@ -145,6 +157,7 @@ def test_other_settings_are_another_run_and_stability_survives_the_loss_of_maps(
     monkeypatch.setattr(room, "fit", lambda recipe, out: trained.append(out.name) or fit(recipe, out))
     run_sweep(read_sweep(copy / "sweep.yaml", f"folder:{folder}"), home.parent / "changed-runs")
     assert trained == ["lfi-cam-1", "w-1-k-1"]
+    assert {row["schema"] for row in rows_of(copy) if row["seed"] is not None} == {SCHEMA}
     # More pictures: the kept maps of the second runs are of other pictures, until these are measured again too.
     begun = []
 
@@ -171,6 +184,19 @@ def test_other_settings_are_another_run_and_stability_survives_the_loss_of_maps(
         run_sweep(read_sweep(copy / "sweep.yaml", f"folder:{folder}"), runs)
 
 
+def test_the_stability_of_runs_that_are_replaced_goes_with_them(swept, folder, monkeypatch):
+    home, _ = swept
+    copy = home.parent / "stopped-before-stability"
+    shutil.copytree(home, copy)
+    plan = yaml.safe_load((copy / "sweep.yaml").read_text())
+    (copy / "sweep.yaml").write_text(yaml.safe_dump({**plan, "runs": [{"seed": 0}, {"seed": 1, "lr": 0.03}]}))
+    from lficam.sweep import running as room
+
+    monkeypatch.setattr(room, "_with_stability", lambda sweep, variant, rows: rows)
+    run_sweep(read_sweep(copy / "sweep.yaml", f"folder:{folder}"), home.parent / "other-runs")
+    assert not [row for row in rows_of(copy) if row["seed"] is None]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -190,6 +216,8 @@ def test_other_settings_are_another_run_and_stability_survives_the_loss_of_maps(
         ({"against": "nobody"}, "against 'nobody' is none of"),
         ({"headline": [{"name": "error"}]}, "headline needs name and metric"),
         ({"headline": ["error"]}, "expected names and values"),
+        ({"headline": [{"name": 1, "metric": "top1_error"}]}, "are words"),
+        ({"headline": [{"name": "a", "metric": "road", "map": "attenton"}]}, "Did you mean 'attention'"),
         ({"seeds": 3}, "expected recipe, variants, runs"),
         ({"panels": {"a": {"pictures": 3}}}, "panel a needs a name"),
         ({"panels": {"a": {"pictures": 0, "columns": []}}}, "panel a needs"),

@@ -174,6 +174,9 @@ def _against_baselines(values: Mapping[tuple[str, str], Tensor], name: str, metr
         reason = "in one run at least all its maps are flat"
         return Verdict(_CLAIMS[metric], name, "fails", None, None, None, reason)
     of_name, margin = values[name, metric], MARGINS[metric]
+    if metric == "pointing":  # a picture without a value is one whose object is not known
+        known = ~of_name.isnan().all(dim=0)
+        of_name, rivals = of_name[:, known], {rival: row[:, known] for rival, row in rivals.items()}
     best = max(rivals, key=lambda rival: float(rivals[rival].mean()))
     # Pointing has no natural zero; noise is its nothing.
     nothing = rivals["random"] if metric == "pointing" else torch.zeros_like(of_name)
@@ -208,7 +211,7 @@ def _stable(name: str, own: Mapping[str, Any], trivial: Mapping[str, Any]) -> Ve
         reason = "nothing to compare: maps are flat, never change, or no class has two pictures"
         return Verdict(claim, name, "unknown", own["value"], None, None, reason)
     if own["low"] is None or trivial["low"] is None:
-        reason = f"corrected IoU {own['corrected']:.3f}, of one pair of runs: what another would score is not known"
+        reason = f"corrected IoU {own['corrected']:.3f}, of too few pairs of runs to know what others would score"
         return Verdict(claim, name, "unknown", own["corrected"], None, None, reason)
     word = _word(_as_mean(own), margin)
     if word == "holds" and not (own["low"] > trivial["high"] and own["corrected"] - trivial["corrected"] >= margin):

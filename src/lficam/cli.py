@@ -475,7 +475,7 @@ def _audit_arguments(parser: ArgumentParser) -> None:
 
 
 def audit(options: Namespace) -> dict[str, Any]:
-    """Judge the maps of runs against maps that cost nothing: a page, a verdict a line; exit code 1 if one fails."""
+    """Judge maps against maps that cost nothing: a page, a verdict a line; exit code 1 if one fails or all are open."""
     from lficam.audit import audit as judge
     from lficam.report import require_page, write_audit
 

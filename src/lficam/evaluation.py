@@ -243,15 +243,20 @@ def require_comparable(models: Mapping[str, PlainClassifier]) -> None:
         ours, theirs = first.config, model.config
         pairs = {field_name: (getattr(ours, field_name), getattr(theirs, field_name)) for field_name in _ALIKE}
         pairs["training data"] = ours.training.get("data"), theirs.training.get("data")
-        pairs["hidden patches in training"] = knows_holes(first), knows_holes(model)
+        if None not in (knows_holes(first), knows_holes(model)):
+            pairs["hidden patches in training"] = knows_holes(first), knows_holes(model)
         for what, (one, other) in pairs.items():
             if one != other:
                 raise InvalidInputError(f"runs: {first_name} and {name} have different {what}; compare runs alike.")
 
 
-def knows_holes(model: PlainClassifier) -> bool:
-    """Whether the model was trained with patches hidden: taking patches away then asks it in its own domain (IDSDS)."""
-    return model.config.training.get("hidden_patch", 0.0) > 0
+def knows_holes(model: PlainClassifier) -> bool | None:
+    """Whether the model was trained with patches hidden: taking patches away then asks it in its own domain (IDSDS).
+
+    None where its training was not recorded.
+    """
+    share = model.config.training.get("hidden_patch")
+    return None if share is None else share > 0
 
 
 def require_same_classes(model: PlainClassifier, pictures: Pictures, source: str) -> None:

@@ -259,7 +259,6 @@ class PortableModel:
         map_name, values = ("attention", attention) if evidence is None else ("evidence", evidence)
         assert values is not None
         heat = resize_map(values, size, size)
-        row, column = np.unravel_index(int(heat.argmax()), heat.shape)
         crop = self._crop(picture)
         scale = ((crop[2] - crop[0]) / size, (crop[3] - crop[1]) / size)
 
@@ -272,7 +271,7 @@ class PortableModel:
             "probability": round(float(probabilities[best[0]]), 6),
             "top5": [{"label": names[i], "probability": round(float(probabilities[i]), 6)} for i in best],
             "map": map_name,
-            "peak": in_picture(column + 0.5, row + 0.5),
+            "peak": in_picture(*peak(heat)),
             "box": in_picture(*region(np.maximum(heat, 0))),
             "seen": [round(value, 2) for value in crop],
         }
@@ -304,6 +303,20 @@ def _decoded(path: Path) -> Image.Image | PortableError:
         return decode(path)
     except PortableError as error:
         return error
+
+
+def peak(heat: np.ndarray) -> tuple[float, float]:
+    """(x, y) of the middle of the highest region, the first in reading order; an enlarged map is level at its top.
+
+    >>> peak(np.array([[0.0, 0.2, 0.2], [0.9, 0.9, 0.1]]))
+    (1.0, 1.5)
+    """
+    runs, parents = _connected_runs(heat >= heat.max() - 1e-6 * np.ptp(heat))
+    of_first = [run for number, run in enumerate(runs) if _root(parents, number) == _root(parents, 0)]
+    count = sum(stop - start for _, start, stop in of_first)
+    x = sum((stop - start) * (start + stop) / 2 for _, start, stop in of_first) / count
+    y = sum((stop - start) * (row + 0.5) for row, start, stop in of_first) / count
+    return float(x), float(y)
 
 
 def region(heat: np.ndarray) -> tuple[int, int, int, int]:

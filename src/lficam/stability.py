@@ -172,7 +172,7 @@ def _interval(pairs: Tensor, names: Sequence[Sequence[str]], corrected: float) -
 
 
 def _margin_over_runs(pairs: Tensor, names: Sequence[Sequence[str]]) -> float | None:
-    """Of the corrected value: the jackknife that leaves out one run, with all its pairs. None of two runs.
+    """Of the corrected value: the jackknife that leaves out one run, with all its pairs. None where that leaves none.
 
     Pairs share runs and are no independent sample; runs are (Arvesen 1969, on the jackknife of U-statistics).
     """
@@ -184,6 +184,8 @@ def _margin_over_runs(pairs: Tensor, names: Sequence[Sequence[str]]) -> float | 
         kept = torch.tensor([run not in pair for pair in names])
         without.append(float(chance_corrected(*pairs[kept].nanmean(dim=(0, 2)))))
     error = (len(runs) - 1) ** 0.5 * float(np.std(without))
+    if math.isnan(error):  # without one of the runs nothing is left to compare
+        return None
     return float(stats.t.ppf(0.975, len(runs) - 1)) * error
 
 

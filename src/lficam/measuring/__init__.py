@@ -24,8 +24,8 @@ from lficam.models.plain import PlainClassifier
 BASELINES = ("feature_mean", "centre", "random", ONES)
 # What a localisation measure has beside it: no value of the map's own.
 CONTROLS = ("_chance", "_mean_map")
-# Of the record files: raised when a measure or the form of a record changes.
-_SCHEMA = 2
+# The version of the measures: raised when one of them or the form of a record changes.
+SCHEMA = 2
 # What takes seconds a run; the others are asked for by name.
 DEFAULT_EXPLAINERS = ("attention", "class_evidence", "grad_cam", *BASELINES)
 DEFAULT_MEASURES = ("patch_deletion", "average_drop", "adcc")
@@ -102,7 +102,10 @@ def measure(
 
 def about_patch_deletion(model: PlainClassifier) -> str:
     """What is to be known of every patch deletion of a model."""
-    if knows_holes(model):
+    known = knows_holes(model)
+    if known is None:
+        return "Patch deletion: whether the model's training had hidden patches was not recorded."
+    if known:
         return "Patch deletion asks in the model's own domain (IDSDS): patches were hidden in its training."
     return "Patch deletion shows the model holes that its training had not; --hidden_patch trains with them."
 
@@ -171,7 +174,7 @@ def measure_run(
     """
     path = evaluation_directory(run, source) / f"measures-{len(pictures)}.jsonl"
     facts = {
-        "schema": _SCHEMA,
+        "schema": SCHEMA,
         "source": source,
         "pictures": len(pictures),
         "pictures_sha256": _fingerprint(pictures),
@@ -193,11 +196,12 @@ def _fingerprint(pictures: Pictures) -> str:
     """Of what is measured on: names, labels, objects, and pixels that are in memory, else the files' sizes."""
     digest = hashlib.sha256(json.dumps([pictures.names, pictures.labels.tolist()]).encode())
     for known in (pictures.images, pictures.boxes, pictures.masks, pictures.object_labels):
-        if isinstance(known, Tensor):
-            digest.update(known.contiguous().numpy().tobytes())
-        elif isinstance(known, OnDemand):
+        if isinstance(known, OnDemand):
             sizes = [item.stat().st_size if isinstance(item, Path) else item for item in known.items]
             digest.update(json.dumps(sizes, default=repr).encode())
+        elif known is not None:
+            for one in known:
+                digest.update(repr(tuple(one.shape)).encode() + one.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -129,7 +129,7 @@ def _held_against(truth: str, name: str, measure: Held) -> Callable[[Probe, str]
     def ask(probe: Probe, explainer: str) -> Values:
         maps, known, truths = _located(probe, explainer, truth)
         if len(maps) < 2:  # chance needs another picture
-            return {name: torch.full((1,), torch.nan)}
+            return {name: torch.full((len(known),), torch.nan)}
         mean_map = LF.min_max(maps.mean(dim=0, keepdim=True)).expand_as(maps)
         rivals = {name: maps, f"{name}_chance": maps[shuffled(len(maps))], f"{name}_mean_map": mean_map}
         return {metric: _spread(measure(held, truths), known) for metric, held in rivals.items()}

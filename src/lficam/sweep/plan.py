@@ -11,10 +11,12 @@ import yaml
 
 from lficam.data.sources import require_source
 from lficam.errors import InvalidInputError, UnknownNameError
-from lficam.explainers import EXPLAINERS
-from lficam.measuring import require_known
+from lficam.evaluation import UNIFORM
+from lficam.explainers import EXPLAINERS, VERSUS
+from lficam.measuring import ONES, require_known
 from lficam.recipes import merge, recipe_from_values, recipe_values
 
+MAPS = (VERSUS, ONES, UNIFORM)  # that have records and are no explainers of their own
 RECORDS_FILE = "records.jsonl"
 RESERVED = ("summary", "curves")  # figures that every sweep has
 
@@ -209,6 +211,10 @@ def _check_headline(sweep: Sweep) -> None:
     for column in sweep.headline:
         if not {"name", "metric"} <= set(column) <= {"name", "metric", "map", "data", "percent"}:
             raise InvalidInputError(f"sweep: a column of the headline needs name and metric, got {column!r}.")
+        if not isinstance(column["name"], str) or not isinstance(column["metric"], str):
+            raise InvalidInputError(f"sweep: name and metric of a column are words, got {column!r}.")
+        if (of := column.get("map", "attention")) not in (*EXPLAINERS, *MAPS):
+            raise UnknownNameError("map of the headline", str(of), [*EXPLAINERS, *MAPS])
 
 
 def _check_parents(sweep: Sweep, variant: str) -> None:

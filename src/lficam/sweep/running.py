@@ -14,7 +14,7 @@ from lficam.data.sources import load_source
 from lficam.device import resolve_device
 from lficam.evaluation import Subject, carried, evaluate, evaluation_directory
 from lficam.explainers import create_explainer
-from lficam.measuring import measure_run
+from lficam.measuring import SCHEMA, measure_run
 from lficam.models.plain import PlainClassifier
 from lficam.progress import progress_bar
 from lficam.recipes import Recipe, recipe_from_values
@@ -34,21 +34,25 @@ def run_sweep(sweep: Sweep, runs: str | Path) -> None:
     rows = read_records(sweep.records_file)
     for run in range(len(sweep.runs)):
         for variant in sweep.variants:
-            name, plan = slug(variant, run), sweep.fingerprint(variant, run)
-            if not any(row["run"] == name and row.get("plan") == plan for row in rows):
+            name, marks = slug(variant, run), {"plan": sweep.fingerprint(variant, run), "schema": SCHEMA}
+            if name not in {row["run"] for row in sweep.current(rows)}:
                 print(f"{sweep.name}: {variant}, run {run + 1} of {len(sweep.runs)}", flush=True)
-                found = [{**row, "plan": plan} for row in _run(sweep, variant, run, Path(runs))]
-                rows = [row for row in rows if row["run"] != name] + found
+                found = [{**row, **marks} for row in _run(sweep, variant, run, Path(runs))]
+                # With the run's own rows goes the stability that was found with it.
+                rows = [row for row in rows if name not in row["run"].split(" and ")] + found
                 write_records(sweep.records_file, rows)
-    for variant in sweep.variants if sweep.stability else []:
+    for variant in sweep.variants:
         rows = _with_stability(sweep, variant, rows)
     write_records(sweep.records_file, rows)
 
 
 def _with_stability(sweep: Sweep, variant: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, with the variant's stability over the runs so far; where maps are gone, what was found with them."""
-    compared = list(_stability(sweep, variant, sweep.current(rows)))
-    if not compared:
+    """The rows, with the variant's stability over the runs so far; where maps are gone, what was found with them.
+
+    Without stability in the file, none.
+    """
+    compared = list(_stability(sweep, variant, sweep.current(rows))) if sweep.stability else []
+    if sweep.stability and not compared:
         return rows
     return [row for row in rows if row["variant"] != variant or not row["metric"].startswith("stability")] + compared
 

@@ -10,6 +10,7 @@ from scipy import stats
 
 from lficam.errors import InvalidInputError
 from lficam.files import write_whole
+from lficam.measuring import SCHEMA
 from lficam.sweep.plan import Sweep
 from lficam.sweep.records import read_records
 
@@ -25,9 +26,13 @@ _USUAL: list[dict[str, Any]] = [
 
 def write_summary(sweep: Sweep) -> str:
     """Make ``table.md``, ``summary.png`` and ``curves.png`` from the records, and return the table."""
-    rows = sweep.current(read_records(sweep.records_file))
+    recorded = read_records(sweep.records_file)
+    rows = sweep.current(recorded)
     if not rows:
-        raise InvalidInputError(f"sweep: no records in {sweep.records_file}; run the sweep first.")
+        raise InvalidInputError(
+            f"sweep: of the {len(recorded)} records in {sweep.records_file} none is of {sweep.path.name} as it stands; "
+            "run the sweep first."
+        )
     table = _table(sweep, rows)
     write_whole(sweep.path.parent / "table.md", table)
     _figure(sweep, rows).savefig(sweep.path.parent / "summary.png")
@@ -43,6 +48,7 @@ def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         f"Made by `{rows[0]['command']}`; {count} runs in all. "
         "Mean and standard deviation over the runs of a variant; stability over all pairs of them.",
+        *_of_earlier_measures(rows),
         "",
         *_headline(sweep, rows),
         "Everything that was measured." + (paired if sweep.against else ""),
@@ -65,6 +71,13 @@ def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _of_earlier_measures(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Runs whose weights may be gone, and whose values an earlier version of the measures made."""
+    earlier = dict.fromkeys(row["run"] for row in rows if row["seed"] is not None and row.get("schema", 1) < SCHEMA)
+    if earlier:
+        yield f"Measured by version 1 of the measures, now {SCHEMA}: {', '.join(earlier)}."
+
+
 def _columns(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What the headline shows: what the file asks for, or what there is of the usual."""
     return sweep.headline or [column for column in _USUAL if _found(column, rows)]
@@ -75,25 +88,27 @@ def _headline(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     columns = _columns(sweep, rows)
     yield "| variant | runs | " + " | ".join(column["name"] for column in columns) + " |"
     yield "|---|---|" + "---|" * len(columns)
+    of_columns = [_found(column, rows) for column in columns]
     for variant in sweep.variants:
-        of_variant = [row for row in rows if row["variant"] == variant]
-        count = len({row["run"] for row in of_variant if row["seed"] is not None})
-        cells = [_headline_cell(column, of_variant) for column in columns]
+        count = len({row["run"] for row in rows if row["variant"] == variant and row["seed"] is not None})
+        cells = [
+            _headline_cell(column, [row for row in found if row["variant"] == variant])
+            for column, found in zip(columns, of_columns, strict=True)
+        ]
         yield f"| {variant} | {count} | " + " | ".join(cells) + " |"
     yield ""
 
 
-def _headline_cell(column: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    found = _found(column, rows)
+def _headline_cell(column: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> str:
     return _shown(found, scale=100 if column.get("percent") else 1) if found else "-"
 
 
 def _found(column: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The records that a column asks for, of the test set that it names or the first that has them."""
+    """The records that a column asks for: of one test set, named or the first that has them, and one sample of it."""
     asked = (column["metric"], column.get("map", ""))
     found = [row for row in rows if (row["metric"], row["explainer"]) == asked]
-    data = column.get("data", found[0]["dataset"] if found else "")
-    return [row for row in found if row["dataset"] == data]
+    found = [row for row in found if row["dataset"] == column.get("data", found[0]["dataset"])]
+    return [row for row in found if row["pictures"] == found[0]["pictures"]]
 
 
 def _shown(rows: Sequence[Mapping[str, Any]], scale: int = 1) -> str:
@@ -106,7 +121,8 @@ def _shown(rows: Sequence[Mapping[str, Any]], scale: int = 1) -> str:
     if deviation is not None:
         return f"{shown} ± {scale * deviation:.{digits}f}"
     if len(rows) == 1 and rows[0]["seed"] is None and rows[0].get("low") is not None:
-        return f"{shown} ({rows[0]['low']:.{digits}f} to {rows[0]['high']:.{digits}f})"
+        low, high = (scale * rows[0][bound] for bound in ("low", "high"))
+        return f"{shown} ({low:.{digits}f} to {high:.{digits}f})"
     return shown
 
 
@@ -164,11 +180,11 @@ def _figure(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_axis_off()
     for column, axes in zip(columns, grid.flat, strict=False):
         scale = 100 if column.get("percent") else 1
-        for place, variant in enumerate(variants):
-            for row in _found(column, [row for row in rows if row["variant"] == variant]):
-                axes.plot([scale * row["value"]], [place], "o", color="C0", markersize=4)
-                if row["seed"] is None and row.get("low") is not None:
-                    axes.plot([scale * row["low"], scale * row["high"]], [place, place], color="C0", linewidth=1)
+        for row in _found(column, rows):
+            place = variants.index(row["variant"])
+            axes.plot([scale * row["value"]], [place], "o", color="C0", markersize=4)
+            if row["seed"] is None and row.get("low") is not None:
+                axes.plot([scale * row["low"], scale * row["high"]], [place, place], color="C0", linewidth=1)
         axes.set_title(textwrap.fill(column["name"], 30), fontsize=8)
         axes.set_yticks(range(len(variants)), variants)
         axes.set_ylim(len(variants) - 0.5, -0.5)
