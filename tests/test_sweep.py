@@ -113,7 +113,9 @@ def test_a_headline_is_of_one_sample_and_scales_its_interval(swept):
     assert summary._found({"metric": "x"}, rows) == rows[:1]
     of_pairs = {**about, "pictures": 5, "value": 0.25, "low": 0.125, "high": 0.5, "seed": None}
     assert summary._shown([of_pairs], scale=100) == "25.0 (12.5 to 50.0)"
-    assert "".join(summary._of_earlier_measures([{"run": "a-0", "seed": 0}])).endswith(": a-0.")
+    earlier, now = {"run": "a-0", "seed": 0}, {"run": "a-1", "seed": 1, "schema": SCHEMA}
+    assert "".join(summary._of_earlier_measures([earlier, now])).endswith(": a-0.")
+    assert "".join(summary._of_earlier_measures([now])) == ""
     assert sweep.current([{**about, "run": "w-1-k-0 and w-1-k-1", "seed": None}]) == []
 
 

@@ -73,9 +73,11 @@ def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _of_earlier_measures(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Runs whose weights may be gone, and whose values an earlier version of the measures made."""
-    earlier = dict.fromkeys(row["run"] for row in rows if row["seed"] is not None and row.get("schema", 1) < SCHEMA)
+    runs = {row["run"]: row.get("schema", 1) for row in rows if row["seed"] is not None}
+    earlier = [run for run, schema in runs.items() if schema < SCHEMA]
     if earlier:
-        yield f"Measured by version 1 of the measures, now {SCHEMA}: {', '.join(earlier)}."
+        which = "all runs" if len(earlier) == len(runs) else ", ".join(earlier)
+        yield f"Measured by an earlier version of the measures than {SCHEMA}: {which}."
 
 
 def _columns(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
