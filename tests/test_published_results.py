@@ -19,7 +19,8 @@ def test_tables_are_those_of_the_records(file, tmp_path):
     home.mkdir()
     for name in ("sweep.yaml", "records.jsonl"):
         shutil.copy(file.parent / name, home)
-    table = write_summary(read_sweep(home / "sweep.yaml"))
+    with_folder = "--data folder:" in json.loads((home / "records.jsonl").read_text().splitlines()[0])["command"]
+    table = write_summary(read_sweep(home / "sweep.yaml", "folder:FOLDER" if with_folder else None))
     assert table == (file.parent / "table.md").read_text()
     headline = table[table.index("| variant | runs |") : table.index("\n\nEverything")]
     assert headline in RESULTS
@@ -32,7 +33,7 @@ def values(name):
 
 def test_score_cam_beside_the_others():
     rows = values("cifar10-claims/score-cam.json")
-    for name in {explainer for explainer, _ in rows}:
+    for name in ("attention", "class_evidence", "grad_cam", "score_cam"):
         cells = [rows[name, metric] for metric in ("patch_deletion", "road", "average_drop")]
         shown = [f"{cell['value']:.3f} ({cell['low']:.3f} to {cell['high']:.3f})" for cell in cells]
         assert f"| {name} | {' | '.join(shown)} |" in RESULTS
@@ -41,6 +42,7 @@ def test_score_cam_beside_the_others():
 def test_every_explainer_on_scenes_with_its_time():
     rows = values("scenes-claims/explainers.json")
     times = json.loads((ROOT / "experiments" / "scenes-claims" / "times.json").read_text())["explainers"]
+    assert {"score_cam", "rise", "lime"} < {row["explainer"] for row in times}
     metrics = ("pointing", "energy", "box_iou_tuned", "max_box_acc_v2", "mask_iou_tuned", "pxap")
     for row in times:
         shown = [f"{rows[row['explainer'], metric]['value']:.3f}" for metric in metrics]
