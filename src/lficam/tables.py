@@ -77,7 +77,7 @@ def _left_out(facts: dict[str, Any]) -> str:
 
 def print_evaluation(evaluation: dict[str, Any]) -> None:
     """An evaluation's record: rates with intervals, hardest classes, where the maps point, the planted mark."""
-    facts, console = evaluation["facts"], Console()
+    facts, console = evaluation["facts"], Console(width=max(Console().width, 100))
     sizes = {"parameters": f"{facts['parameters']:,}", "multiply_adds": f"{facts['multiply_adds']:,}"}
     print_values(
         f"{facts['source']}: {facts['pictures']} pictures{_left_out(facts)}, {facts['method']} on {facts['backbone']}",
