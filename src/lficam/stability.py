@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
-from scipy import stats
 from torch import Tensor
 
 from lficam.data.pictures import Pictures
 from lficam.errors import InvalidInputError
 from lficam.evaluation import Subject, require_comparable, require_same_classes
 from lficam.explainers import create_explainer
-from lficam.metrics.intervals import percentiles, resampled_means
+from lficam.metrics.intervals import percentiles, resampled_means, students_margin
 from lficam.metrics.stability import (
     area_matched_iou,
     chance_corrected,
@@ -186,7 +185,7 @@ def _margin_over_runs(pairs: Tensor, names: Sequence[Sequence[str]]) -> float | 
     error = (len(runs) - 1) ** 0.5 * float(np.std(without))
     if math.isnan(error):  # without one of the runs nothing is left to compare
         return None
-    return float(stats.t.ppf(0.975, len(runs) - 1)) * error
+    return students_margin(error, len(runs))
 
 
 def _number(value: Tensor) -> float | None:

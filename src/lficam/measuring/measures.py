@@ -96,10 +96,12 @@ def _road(probe: Probe, name: str) -> Values:
 
 
 def _average_drop(probe: Probe, name: str) -> Values:
-    return {
-        "average_drop": _asked(probe, name, faithfulness.average_drop, "masking"),
-        "average_gain": _asked(probe, name, faithfulness.average_gain, "masking"),
-    }
+    def measure(probability: Classifier, images: Tensor, maps: Tensor) -> Tensor:
+        both = (faithfulness.average_drop, faithfulness.average_gain)
+        return torch.stack([of_one(probability, images, maps) for of_one in both], dim=1)
+
+    drop, gain = _asked(probe, name, measure, "masking").unbind(dim=1)
+    return {"average_drop": drop, "average_gain": gain}
 
 
 def _adcc(probe: Probe, name: str) -> Values:

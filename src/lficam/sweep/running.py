@@ -32,10 +32,11 @@ def run_sweep(sweep: Sweep, runs: str | Path) -> None:
     the file has of other settings stays until a run takes its place.
     """
     rows = read_records(sweep.records_file)
+    done = {row["run"] for row in sweep.current(rows)}
     for run in range(len(sweep.runs)):
         for variant in sweep.variants:
             name, marks = slug(variant, run), {"plan": sweep.fingerprint(variant, run), "schema": SCHEMA}
-            if name not in {row["run"] for row in sweep.current(rows)}:
+            if name not in done:
                 print(f"{sweep.name}: {variant}, run {run + 1} of {len(sweep.runs)}", flush=True)
                 found = [{**row, **marks} for row in _run(sweep, variant, run, Path(runs))]
                 # With the run's own rows goes the stability that was found with it.
