@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from PIL import Image
 
 import lficam
@@ -144,6 +145,38 @@ def test_it_goes_on_from_its_records_when_the_runs_are_gone(swept, folder, monke
     assert plain(after) == pytest.approx(plain(before), abs=1e-4)
 
 
+def test_two_processes_share_a_sweep(swept, folder, monkeypatch, capsys):
+    home, _ = swept
+    copy, runs = home.parent / "shared", home.parent / "shared-runs"
+    shutil.copytree(home, copy)
+    everything = rows_of(copy)
+    elsewhere = [row for row in everything if row["run"] == "lfi-cam-0"]
+    (copy / "records.jsonl").write_text("")
+    sweep = read_sweep(copy / "sweep.yaml", f"folder:{folder}")
+    from lficam.sweep import running as room
+
+    trained, fit = [], room.fit
+
+    def fit_while_another_records(recipe, out):
+        if not trained:
+            (copy / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in elsewhere))
+        trained.append(out.name)
+        return fit(recipe, out)
+
+    monkeypatch.setattr(room, "fit", fit_while_another_records)
+    (runs / sweep.name).mkdir(parents=True)
+    with FileLock(runs / sweep.name / "lfi-cam-0.lock"):
+        run_sweep(sweep, runs)
+    assert trained == ["w-1-k-0", "lfi-cam-1", "w-1-k-1"]
+    assert "another process is at lfi-cam-0" in capsys.readouterr().out
+    compared = [row for row in rows_of(copy) if row["seed"] is None]
+    assert {(row["variant"], row["run"]) for row in compared} == {
+        ("LFI-CAM", "lfi-cam-0 and lfi-cam-1"),
+        ("w = 1/K", "w-1-k-0 and w-1-k-1"),
+    }
+    assert len(rows_of(copy)) == len(everything)
+
+
 def test_other_settings_are_another_run_and_stability_survives_the_loss_of_maps(swept, folder, monkeypatch):
     home, runs = swept
     copy = home.parent / "changed"
@@ -260,14 +293,16 @@ def test_a_variant_starts_from_the_run_of_another(folder, tmp_path):
     plan = {
         "recipe": str(tmp_path / "recipe.yaml"),
         "variants": {
-            "FIN added": {"freeze": "backbone", "init_from": "plain"},
+            "FIN added": {"freeze": "backbone", "init_from": "plain", "lr": 0.02},
             "plain": {"model": {"method": "plain"}},
         },
-        "runs": [{"seed": 0}],
+        "runs": [{"seed": 0, "lr": 0.2}],
     }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(plan))
     sweep = read_sweep(tmp_path / "sweep.yaml", f"folder:{folder}")
     run_sweep(sweep, tmp_path / "runs")
+    recipes = [tmp_path / "runs" / sweep.name / name / "recipe.yaml" for name in ("plain-0", "fin-added-0")]
+    assert [yaml.safe_load(recipe.read_text())["lr"] for recipe in recipes] == [0.2, 0.02]
     before, after = (lficam.load(tmp_path / "runs" / sweep.name / name) for name in ("plain-0", "fin-added-0"))
     for name, tensor in before.state_dict().items():
         if name not in ("backbone.fc.weight", "backbone.fc.bias"):

@@ -29,9 +29,9 @@ class Sweep:
         path: the file; its folder's name is the experiment's.
         recipe: a shipped recipe or a file.
         settings: over the recipe's, for all variants.
-        variants: name to settings, over those; ``init_from`` may name another variant, whose run of the same number it
-            then starts from.
-        runs: settings of each run, such as its seed, over those.
+        variants: name to settings, over all others; ``init_from`` may name another variant, whose run of the same
+            number it then starts from.
+        runs: settings of each run, such as its seed; a variant that sets the same, such as its own rate, keeps its own.
         measure: of each, ``explainers``, ``metrics`` and ``pictures`` (a number) of `lficam.measuring`.
         stability: ``explainers`` and ``pictures`` of `lficam.stability`.
         tests: the sources that are measured on; the training source's test part where empty.
@@ -110,7 +110,7 @@ class Sweep:
     def values(self, variant: str, run: int) -> dict[str, Any]:
         """The settings of one run's recipe."""
         values = recipe_values(self.recipe)
-        for over in (self.settings, self.variants[variant], self.runs[run], {"data": self.data} if self.data else {}):
+        for over in (self.settings, self.runs[run], self.variants[variant], {"data": self.data} if self.data else {}):
             values = merge(values, over)
         return values
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from lficam.contract import in_eval_mode
 from lficam.data.pictures import Pictures
@@ -19,7 +20,7 @@ from lficam.models.plain import PlainClassifier
 from lficam.progress import progress_bar
 from lficam.recipes import Recipe, recipe_from_values
 from lficam.stability import stability_of_maps
-from lficam.sweep.plan import Sweep, slug
+from lficam.sweep.plan import RECORDS_FILE, Sweep, slug
 from lficam.sweep.records import maps_file, read_records, shown_maps, write_records
 from lficam.training import Run, fit, read_curves
 
@@ -30,21 +31,49 @@ def run_sweep(sweep: Sweep, runs: str | Path) -> None:
     A run with records of the same settings and measures is done, whether its weights are still there or not. Others are
     trained in ``runs``, where a finished one is not trained again and a stopped one goes on after its last epoch. What
     the file has of other settings stays until a run takes its place.
+
+    The same sweep may go on in several processes at once with the same ``runs``, such as one a GPU: each takes the next
+    run that no other has begun, and the last one compares the maps of all.
     """
-    rows = read_records(sweep.records_file)
-    done = {row["run"] for row in sweep.current(rows)}
+    runs = Path(runs)
+    left = []
     for run in range(len(sweep.runs)):
         for variant in sweep.variants:
-            name, marks = slug(variant, run), {"plan": sweep.fingerprint(variant, run), "schema": SCHEMA}
-            if name not in done:
-                print(f"{sweep.name}: {variant}, run {run + 1} of {len(sweep.runs)}", flush=True)
-                found = [{**row, **marks} for row in _run(sweep, variant, run, Path(runs))]
-                # With the run's own rows goes the stability that was found with it.
-                rows = [row for row in rows if name not in row["run"].split(" and ")] + found
-                write_records(sweep.records_file, rows)
-    for variant in sweep.variants:
-        rows = _with_stability(sweep, variant, rows)
-    write_records(sweep.records_file, rows)
+            try:
+                claim = _lock(sweep, slug(variant, run), runs).acquire(timeout=0)
+            except Timeout:
+                left.append(slug(variant, run))
+                continue
+            with claim:
+                _record(sweep, variant, run, runs)
+    with _lock(sweep, RECORDS_FILE, runs):
+        rows = read_records(sweep.records_file)
+        for variant in sweep.variants:
+            rows = _with_stability(sweep, variant, rows)
+        write_records(sweep.records_file, rows)
+    if left:
+        print(f"{sweep.name}: another process is at {', '.join(left)}; it goes on.", flush=True)
+
+
+def _lock(sweep: Sweep, name: str, runs: Path) -> FileLock:
+    """What one process at a time may hold; the system takes it back from one that dies."""
+    home = runs / sweep.name
+    home.mkdir(parents=True, exist_ok=True)
+    return FileLock(home / f"{name}.lock")
+
+
+def _record(sweep: Sweep, variant: str, run: int, runs: Path) -> None:
+    """A run's rows in place of those of other settings, unless it has its own."""
+    name, marks = slug(variant, run), {"plan": sweep.fingerprint(variant, run), "schema": SCHEMA}
+    if name in {row["run"] for row in sweep.current(read_records(sweep.records_file))}:
+        return
+    print(f"{sweep.name}: {variant}, run {run + 1} of {len(sweep.runs)}", flush=True)
+    found = [{**row, **marks} for row in _run(sweep, variant, run, runs)]
+    with _lock(sweep, RECORDS_FILE, runs):
+        rows = read_records(sweep.records_file)
+        # With the run's own rows goes the stability that was found with it.
+        rows = [row for row in rows if name not in row["run"].split(" and ")] + found
+        write_records(sweep.records_file, rows)
 
 
 def _with_stability(sweep: Sweep, variant: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -90,7 +119,8 @@ def _train(sweep: Sweep, variant: str, run: int, runs: Path) -> tuple[Recipe, Ru
     """The run, trained if it is not, and before it the one that it starts from."""
     recipe = recipe_from_values(sweep.values(variant, run))
     if recipe.init_from in sweep.variants:
-        _, parent = _train(sweep, recipe.init_from, run, runs)
+        with _lock(sweep, slug(recipe.init_from, run), runs):
+            _, parent = _train(sweep, recipe.init_from, run, runs)
         recipe = replace(recipe, init_from=str(parent.directory))
     return recipe, fit(recipe, runs / sweep.name / slug(variant, run))
 
