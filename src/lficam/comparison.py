@@ -156,7 +156,7 @@ def compare(
     if "class_evidence" in columns and any(question.other is not None for question in questions):
         others = [question.other for question in questions]
         columns[VERSUS] = [
-            create_explainer("class_evidence", model, versus=other)(image, this, raw=True)[0].cpu()
+            create_explainer(VERSUS, model, versus=other)(image, this, raw=True)[0].cpu()
             for image, this, other in zip(images, asked, others, strict=True)
         ]
     for number, question in enumerate(questions):
@@ -232,6 +232,6 @@ def _column(
 
 def _panels(question: Question, maps: dict[str, Tensor]) -> list[Tensor]:
     image = enlarge(question.image, _SIDE)
-    signed = {name for name, explainer in EXPLAINERS.items() if explainer.signed} | {VERSUS}
+    signed = {name for name, explainer in EXPLAINERS.items() if explainer.signed}
     drawn = [(overlay_signed if name in signed else overlay)(image, of_one) for name, of_one in maps.items()]
     return [image, *drawn]

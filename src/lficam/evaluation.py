@@ -112,7 +112,7 @@ class Subject:
         for images, part in self.batches(explainer.name):
             asked = class_idx[part] if class_idx is not None and explainer.class_targeted else None
             if versus is not None:
-                explainer = create_explainer("class_evidence", self.model, versus=versus[part])
+                explainer = create_explainer(VERSUS, self.model, versus=versus[part])
             found.append(explainer(images, asked, raw).cpu())
         return torch.cat(found)
 
@@ -333,7 +333,7 @@ def _localization(subject: Subject) -> list[dict[str, Any]]:
         maps = maps if len(maps) == objects else maps * objects
         rows.append({"map": name, "class_targeted": explainer.class_targeted, **_held_against(maps, subject.boxes)})
     if objects == 2 and subject.model.linear_head is not None:
-        explainer = create_explainer("class_evidence", subject.model)
+        explainer = create_explainer(VERSUS, subject.model)
         pairs = [(pictures.object_labels[:, d], pictures.object_labels[:, 1 - d]) for d in range(2)]
         maps = [subject.maps(explainer, asked, versus) for asked, versus in pairs]
         rows.insert(2, {"map": VERSUS, "class_targeted": True, **_held_against(maps, subject.boxes)})
@@ -459,7 +459,7 @@ def _two_object_panels(subject: Subject, index: int) -> tuple[list[Tensor], list
         captions.append("attention")
     asked = pictures.object_labels[index].tolist()
     for number, (this, that) in enumerate((asked, asked[::-1])):
-        evidence = create_explainer("class_evidence", subject.model, versus=[that])(images, [this], raw=True)
+        evidence = create_explainer(VERSUS, subject.model, versus=[that])(images, [this], raw=True)
         panel, box = overlay_signed(shown, evidence[0].cpu()), subject.boxes[index, number] * factor
         panels.append(panel if box.isnan().any() else draw_box(panel, box.tolist()))
         captions.append(f"{pictures.class_names[this]}, not {pictures.class_names[that]}")

@@ -125,7 +125,7 @@ class TestContract:
 
     def test_a_function_of_the_logits_is_explained_or_refused(self, models, images, name, method):
         explain = small(name, models[method])
-        if name in ("cam", "class_evidence"):
+        if name in ("cam", "class_evidence", "class_evidence_versus"):
             with pytest.raises(InvalidInputError, match="takes no function; use grad_cam"):
                 explain(images, lambda logits: logits[:, 2])
         elif explain.class_targeted:
@@ -364,6 +364,26 @@ def test_evidence_is_the_logit_in_space(models, images, method):
     versus = create_explainer("class_evidence", model, versus=5)(images, 3, raw=True)
     margin = logits[:, 3] - logits[:, 5] - (head.bias[3] - head.bias[5])
     torch.testing.assert_close(versus.mean(dim=(1, 2, 3)), margin, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("asked", [None, 3])
+def test_the_rival_of_a_class_is_the_predicted_one_or_the_second(models, images, asked):
+    model = models["plain"]
+    rivals = []
+    for logits in model(images).tolist():
+        ranked = sorted(range(CLASSES), key=lambda number: -logits[number])
+        rivals.append(ranked[1] if asked in (None, ranked[0]) else ranked[0])
+    expected = create_explainer("class_evidence", model, versus=rivals)(images, asked, raw=True)
+    assert torch.equal(create_explainer("class_evidence_versus", model)(images, asked, raw=True), expected)
+    said = create_explainer("class_evidence_versus", model, versus=5)(images, asked, raw=True)
+    assert torch.equal(said, create_explainer("class_evidence", model, versus=5)(images, asked, raw=True))
+
+
+def test_one_class_has_no_rival():
+    model = make("plain")
+    model.backbone.fc = nn.Linear(64, 1)
+    with pytest.raises(InvalidInputError, match="needs two classes"):
+        create_explainer("class_evidence_versus", model)
 
 
 def test_a_normalised_evidence_map_keeps_what_speaks_for_the_class(models, images):

@@ -8,7 +8,7 @@ from lficam.explainers.attention import Attention
 from lficam.explainers.base import Explainer
 from lficam.explainers.baselines import Centre, FeatureMean, Random
 from lficam.explainers.cam import CAM, GradCAM, GradCAMPlusPlus, LayerCAM
-from lficam.explainers.class_evidence import ClassEvidence
+from lficam.explainers.class_evidence import ClassEvidence, ClassEvidenceVersus
 from lficam.explainers.lime import LIME
 from lficam.explainers.rise import RISE
 from lficam.explainers.score_cam import ScoreCAM
@@ -18,6 +18,7 @@ EXPLAINERS: dict[str, type[Explainer]] = {
     for explainer in (
         Attention,
         ClassEvidence,
+        ClassEvidenceVersus,
         CAM,
         GradCAM,
         GradCAMPlusPlus,
@@ -31,10 +32,7 @@ EXPLAINERS: dict[str, type[Explainer]] = {
     )
 }
 
-
-# Of class evidence for a class "and not" another, where both have been said: the predicted and the second, or those
-# of the two objects in a picture.
-VERSUS = "class_evidence_versus"
+VERSUS = ClassEvidenceVersus.name
 
 
 def create_explainer(name: str, model: ExplainableClassifier, **options: Any) -> Explainer:

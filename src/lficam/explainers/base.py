@@ -95,15 +95,15 @@ def require_linear_head(model: ExplainableClassifier, name: str) -> nn.Linear:
     return model.linear_head
 
 
-def class_rows(head: nn.Linear, class_idx: Target, logits: Tensor, name: str) -> Tensor:
-    """The row of the linear layer for each image's class, (N, K).
+def asked_class(class_idx: Target, logits: Tensor, name: str) -> Tensor:
+    """The class of each image, (N,) int64, whose row of the linear layer is its map's weights.
 
     Raises:
         InvalidInputError: a callable, which has no row, or a class out of range.
     """
     if callable(class_idx):
         raise InvalidInputError(f"class_idx: {name} reads the row of a class and takes no function; use grad_cam.")
-    return head.weight[resolve_class_idx(class_idx, logits, read_values=True)]
+    return resolve_class_idx(class_idx, logits, read_values=True)
 
 
 def pool_and_classify(model: ExplainableClassifier, images: Tensor, name: str) -> tuple[nn.Linear, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lficam import functional as LF
 from lficam.contract import ExplainableClassifier, Target, target_scores
-from lficam.explainers.base import Explainer, class_rows, pool_and_classify, require_linear_head
+from lficam.explainers.base import Explainer, asked_class, pool_and_classify, require_linear_head
 
 
 class CAM(Explainer):
@@ -25,7 +25,7 @@ class CAM(Explainer):
     def raw_maps(self, images: Tensor, class_idx: Target) -> Tensor:
         """(N, 1, h, w), zero or more, in logits."""
         head, pooled, logits = pool_and_classify(self.model, images, self.name)
-        return LF.class_activation_map(pooled, class_rows(head, class_idx, logits, self.name))
+        return LF.class_activation_map(pooled, head.weight[asked_class(class_idx, logits, self.name)])
 
 
 class _FromGradients(Explainer):

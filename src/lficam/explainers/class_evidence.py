@@ -1,10 +1,12 @@
 """Class evidence: what a logit sums, place by place."""
 
+import torch
 from torch import Tensor
 
 from lficam import functional as LF
 from lficam.contract import ClassIndex, ExplainableClassifier, Target
-from lficam.explainers.base import Explainer, class_rows, pool_and_classify, require_linear_head
+from lficam.errors import InvalidInputError
+from lficam.explainers.base import Explainer, asked_class, pool_and_classify, require_linear_head
 
 
 class ClassEvidence(Explainer):
@@ -33,9 +35,44 @@ class ClassEvidence(Explainer):
     def raw_maps(self, images: Tensor, class_idx: Target) -> Tensor:
         """(N, 1, h, w), signed, in logits."""
         head, pooled, logits = pool_and_classify(self.model, images, self.name)
-        rows = class_rows(head, class_idx, logits, self.name)
-        if self.versus is not None:
-            rows = rows - class_rows(head, self.versus, logits, self.name)
+        asked = asked_class(class_idx, logits, self.name)
+        rows = head.weight[asked]
+        if (other := self.other(asked, logits)) is not None:
+            rows = rows - head.weight[asked_class(other, logits, self.name)]
         elif self.centred and len(head.weight) > 1:  # a single logit has no other class to be centred over
             rows = rows - head.weight.mean(dim=0)
         return LF.weighted_sum(pooled, rows)
+
+    def other(self, asked: Tensor, logits: Tensor) -> ClassIndex:
+        """The class that speaks against the one asked for, (N,), if any."""
+        return self.versus
+
+
+class ClassEvidenceVersus(ClassEvidence):
+    """`ClassEvidence` for a class and not for its strongest rival: why this one, and not that?
+
+    The rival is the predicted class, or the second one where the predicted class itself is asked for; with ``versus``
+    the class that it says.
+
+    Raises:
+        InvalidInputError: a model of one class, which has no rival.
+
+    >>> import torch, lficam
+    >>> model = lficam.create_model("cifar_resnet20")
+    >>> lficam.create_explainer("class_evidence_versus", model)(torch.rand(2, 3, 32, 32)).shape
+    torch.Size([2, 1, 32, 32])
+    """
+
+    name = "class_evidence_versus"
+
+    def __init__(self, model: ExplainableClassifier, versus: ClassIndex = None) -> None:
+        super().__init__(model, versus)
+        if require_linear_head(model, self.name).out_features < 2:
+            raise InvalidInputError(f"model: {self.name} needs two classes at least, got one; use class_evidence.")
+
+    def other(self, asked: Tensor, logits: Tensor) -> ClassIndex:
+        """The predicted class of each picture, or the second one where that is asked for."""
+        if self.versus is not None:
+            return self.versus
+        first, second = logits.topk(2, dim=1).indices.unbind(dim=1)
+        return torch.where(first == asked, second, first)

@@ -14,7 +14,7 @@ from torch import Tensor
 from lficam.data.pictures import OnDemand, Pictures
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.evaluation import evaluation_directory, knows_holes
-from lficam.explainers import EXPLAINERS, VERSUS
+from lficam.explainers import EXPLAINERS
 from lficam.files import read_record, write_whole
 from lficam.measuring.measures import MEASURES
 from lficam.measuring.probe import ONES, Probe
@@ -82,8 +82,7 @@ def measure(
     Args:
         model: trained, with its preprocessing.
         pictures: the sample.
-        explainers: names of ``lficam.explainers.EXPLAINERS``, and ``class_evidence_versus`` (the predicted class and
-            not the second, or the true one and not the predicted) and ``ones`` (a map of ones).
+        explainers: names of ``lficam.explainers.EXPLAINERS``, and ``ones`` (a map of ones).
         measures: names of ``MEASURES``.
         known: records that are there already and are not made again.
 
@@ -118,8 +117,8 @@ def require_known(explainers: Sequence[str], measures: Sequence[str]) -> None:
         UnknownNameError: the first of them.
     """
     for name in explainers:
-        if name not in (*EXPLAINERS, VERSUS, ONES):
-            raise UnknownNameError("explainer", name, [*EXPLAINERS, VERSUS, ONES])
+        if name not in (*EXPLAINERS, ONES):
+            raise UnknownNameError("explainer", name, [*EXPLAINERS, ONES])
     for group in measures:
         if group not in MEASURES:
             raise UnknownNameError("metric", group, MEASURES)

@@ -111,8 +111,9 @@ def _adcc(probe: Probe, name: str) -> Values:
     for images, part, classify in probe.asking("masking twice"):
         of_part = maps[part].to(images)
         drop = faithfulness.average_drop(probe.probability(part, classify), images, of_part)
+        # The rival of the whole picture, which need not be that of the masked one.
         options = {"versus": probe.runner_up[part]} if name == VERSUS else {}
-        explain = create_explainer("class_evidence" if name == VERSUS else name, probe.model, **options)
+        explain = create_explainer(name, probe.model, **options)
         asked = probe.predicted[part] if explain.class_targeted else None
         found.append(faithfulness.adcc(drop, of_part, explain(images * of_part, asked)).cpu())
     return {"adcc": torch.cat(found)}

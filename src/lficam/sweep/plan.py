@@ -12,11 +12,11 @@ import yaml
 from lficam.data.sources import require_source
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.evaluation import UNIFORM
-from lficam.explainers import EXPLAINERS, VERSUS
+from lficam.explainers import EXPLAINERS
 from lficam.measuring import ONES, require_known
 from lficam.recipes import merge, recipe_from_values, recipe_values
 
-MAPS = (VERSUS, ONES, UNIFORM)  # that have records and are no explainers of their own
+MAPS = (ONES, UNIFORM)  # that have records and are no explainers of their own
 RECORDS_FILE = "records.jsonl"
 RESERVED = ("summary", "curves")  # figures that every sweep has
 
