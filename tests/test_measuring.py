@@ -12,10 +12,13 @@ from lficam.cli import main
 from lficam.data.scenes import load_scenes
 from lficam.data.transforms import normalise
 from lficam.errors import InvalidInputError, UnknownNameError
-from lficam.explainers import EXPLAINERS, VERSUS
+from lficam.explainers import EXPLAINERS, VERSUS, create_explainer
 from lficam.explainers.base import Explainer
+from lficam.functional import upsample
 from lficam.measuring import BASELINES, MEASURES, ONES, Probe, Record, combine, measure, measure_run
 from lficam.measuring.measures import stages_from_the_head
+from lficam.metrics.sanity import cascading_randomisation
+from lficam.metrics.stability import rank_correlation
 from lficam.metrics.use import SWAPS
 
 from .conftest import DIGIT_SIZE, digit_model, write_folder
@@ -110,6 +113,20 @@ def test_a_map_that_never_looks_keeps_its_ranks_and_attention_keeps_them_without
     assert found["class_evidence", "randomised_to_head"].value < 0.9
 
 
+def test_a_model_that_lost_its_weights_is_asked_about_the_rival_of_the_whole_one(pictures, images):
+    model = digit_model("plain")
+    top = model(images).topk(2, dim=1).indices
+    explain = create_explainer("class_evidence", model, versus=top[:, 1])
+    own = explain(images, top[:, 0], raw=True)
+    stages = stages_from_the_head(model)
+    lost = next(copy for _, copy in cascading_randomisation(model, stages))
+    of_lost = create_explainer("class_evidence", lost, versus=top[:, 1])(images, top[:, 0], raw=True)
+    side = (DIGIT_SIZE, DIGIT_SIZE)
+    expected = rank_correlation(upsample(own, side), upsample(of_lost, side)).mean()
+    found = values(model, pictures, [VERSUS], ["sanity"])[VERSUS, "randomised_to_head"]
+    assert found.value == pytest.approx(float(expected), abs=1e-4)
+
+
 def test_a_map_of_ones_wins_average_drop_and_loses_adcc(pictures):
     found = values(digit_model(), pictures, [ONES, "grad_cam"], ["average_drop", "adcc"])
     assert found[ONES, "average_drop"].value == 0 < found["grad_cam", "average_drop"].value
@@ -161,12 +178,13 @@ def test_runs_are_combined_picture_by_picture():
         "a": [Record("cam", "x", "x", 0.5, 0.0, 1.0, values=[0.0, 1.0]), Record("cam", "y", "y", 0.25)],
         "b": [Record("cam", "x", "x", 1.0, 1.0, 1.0, values=[1.0, None]), Record("cam", "y", "y", 0.75)],
     }
+    of_run["b"][1].left_out = 0.5
     x, y = combine(of_run)
     assert x["value"] == pytest.approx(0.75)  # of the pictures' means over runs, 0.5 and 1
     assert x["left_out"] == pytest.approx(0.25)
     assert x["runs"] == 2
     # Of the whole set: Student's interval over the two runs.
-    assert y["value"] == 0.5
+    assert (y["value"], y["left_out"]) == (0.5, 0.25)
     assert y["high"] - y["value"] == pytest.approx(12.7062 * 0.25 * 2**0.5 / 2**0.5, rel=1e-3)
 
 
@@ -241,6 +259,11 @@ def test_what_a_set_cannot_answer_is_said_or_left_out(pictures):
     unseen = pictures.select(torch.arange(6))
     unseen.boxes = torch.full_like(unseen.boxes, torch.nan)
     assert values(plain, unseen, ["grad_cam"], ["pointing"])["grad_cam", "pointing"].value is None
+    some = pictures.select(torch.arange(8))
+    some.boxes = some.boxes.clone()
+    some.boxes[:2] = torch.nan
+    found = values(plain, some, ["grad_cam"], ["max_box_acc", "pointing"])
+    assert found["grad_cam", "max_box_acc"].left_out == found["grad_cam", "pointing"].left_out == 0.25
     for metric in ("box_iou", "max_box_acc_v2"):
         found = values(plain, unseen, ["grad_cam"], [metric])
         assert all(record.value is None for record in found.values())

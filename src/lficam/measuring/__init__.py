@@ -16,7 +16,7 @@ from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.evaluation import evaluation_directory, knows_holes
 from lficam.explainers import EXPLAINERS
 from lficam.files import read_record, write_whole
-from lficam.measuring.measures import MEASURES
+from lficam.measuring.measures import MEASURES, OfTheSet
 from lficam.measuring.probe import ONES, Probe
 from lficam.metrics.intervals import between_runs, bootstrap_mean
 from lficam.models.plain import PlainClassifier
@@ -142,13 +142,12 @@ def _records(probe: Probe, name: str, group: str) -> list[Record]:
     return [_record(name, group, metric, values) for metric, values in MEASURES[group].ask(probe, name).items()]
 
 
-def _record(name: str, group: str, metric: str, values: Tensor) -> Record:
+def _record(name: str, group: str, metric: str, values: Tensor | OfTheSet) -> Record:
     better = "higher" if metric == "average_gain" else "lower" if "agreement" in metric else MEASURES[group].better
     if metric.endswith(CONTROLS):
         better = ""
-    if len(values) == 1:
-        alone = None if values.isnan().any() else float(values)
-        return Record(name, group, metric, alone, better=better, note="" if alone is not None else "n/a")
+    if isinstance(values, OfTheSet):
+        return Record(name, group, metric, values.value, better=better, left_out=values.left_out)
     mean = bootstrap_mean(values[None])
     if mean is None:
         return Record(name, group, metric, None, better=better, left_out=1.0, note="n/a: no picture can be judged")
@@ -255,4 +254,5 @@ def _over_runs(judged: Sequence[Record]) -> dict[str, float | None]:
     of_runs = torch.tensor([record.value for record in judged])
     value, margin = float(of_runs.mean()), between_runs(of_runs)
     low, high = (value - margin, value + margin) if len(judged) > 1 else (None, None)
-    return {"value": value, "low": low, "high": high, "left_out": 0.0}
+    left_out = sum(record.left_out for record in judged) / len(judged)
+    return {"value": value, "low": low, "high": high, "left_out": left_out}

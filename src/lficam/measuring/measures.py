@@ -1,6 +1,6 @@
 """Every measure by name: from a probe and an explainer to values of the pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,16 @@ from lficam.models.abn import ABNClassifier
 from lficam.models.lfi import LFIClassifier
 from lficam.models.plain import PlainClassifier
 
-Values = dict[str, Tensor]
+
+@dataclass(frozen=True)
+class OfTheSet:
+    """A number that speaks of a whole set, and the share of its pictures that it had to leave out."""
+
+    value: float
+    left_out: float
+
+
+Values = Mapping[str, Tensor | OfTheSet]
 
 
 @dataclass(frozen=True)
@@ -32,8 +41,8 @@ class Measure:
 
     Attributes:
         better: ``higher`` or ``lower``; of the values it gives. Empty where neither is.
-        ask: from a probe and the name of an explainer to values (N,) by name; NaN where a picture cannot be judged. A
-            single number (1,) speaks of the whole set.
+        ask: from a probe and the name of an explainer to values (N,) by name, NaN where a picture cannot be judged; or
+            one of the whole set.
         needs: what the set must know of its objects: ``boxes``, ``masks`` or nothing.
         of: what it is for: ``any`` explainer, ``class_targeted`` ones, or the model's own ``attention``.
     """
@@ -150,10 +159,10 @@ def _located(probe: Probe, name: str, truth: str) -> tuple[Tensor, Tensor, Tenso
     return maps[known], known, (pixels if truth == "filled" else truths)[known]
 
 
-def _spread(values: Tensor | float, known: Tensor) -> Tensor:
-    """Values of the known pictures at their places among all, NaN at the others'; of the whole set (1,)."""
+def _spread(values: Tensor | float, known: Tensor) -> Tensor | OfTheSet:
+    """Values of the known pictures at their places among all, NaN at the others'."""
     if isinstance(values, float):
-        return torch.tensor([values])
+        return OfTheSet(values, 1 - float(known.float().mean()))
     return torch.full((len(known),), torch.nan).masked_scatter(known, values.float())
 
 

@@ -13,7 +13,7 @@ from lficam.data.pictures import Pictures
 from lficam.data.transforms import HIDDEN_GRID, normalise
 from lficam.errors import InvalidInputError
 from lficam.evaluation import Subject
-from lficam.explainers import create_explainer
+from lficam.explainers import VERSUS, create_explainer
 from lficam.explainers.fast import Classifier, fast_classifier
 from lficam.metrics import faithfulness
 from lficam.models.plain import PlainClassifier
@@ -143,5 +143,7 @@ class Probe:
         side = self.subject.preprocessing.size
         if name == ONES:
             return torch.ones(len(self.pictures), 1, side, side)
-        maps = self.subject.maps(create_explainer(name, self.model), asked, raw=raw)
+        # A copy that has lost its weights is asked about the rival of the whole model, not about its own.
+        versus = torch.where(asked == self.predicted, self.runner_up, self.predicted) if name == VERSUS else None
+        maps = self.subject.maps(create_explainer(name, self.model), asked, versus, raw)
         return LF.upsample(maps, (side, side)) if raw else maps
