@@ -165,10 +165,12 @@ def test_two_processes_share_a_sweep(swept, folder, monkeypatch, capsys):
 
     monkeypatch.setattr(room, "fit", fit_while_another_records)
     (runs / sweep.name).mkdir(parents=True)
+    (copy / "figure-5.png").unlink()
     with FileLock(runs / sweep.name / "lfi-cam-0.lock"):
-        run_sweep(sweep, runs)
+        assert main(["sweep", str(copy / "sweep.yaml"), "--runs", str(runs), "--data", f"folder:{folder}"]) == 0
     assert trained == ["w-1-k-0", "lfi-cam-1", "w-1-k-1"]
-    assert "another process is at lfi-cam-0" in capsys.readouterr().out
+    assert "Other processes are at lfi-cam-0; the last one draws the panels." in capsys.readouterr().out
+    assert not (copy / "figure-5.png").exists()
     compared = [row for row in rows_of(copy) if row["seed"] is None]
     assert {(row["variant"], row["run"]) for row in compared} == {
         ("LFI-CAM", "lfi-cam-0 and lfi-cam-1"),

@@ -545,10 +545,11 @@ def sweep(options: Namespace) -> dict[str, Any]:
     from lficam.sweep import draw_panels, read_sweep, run_sweep, write_summary
 
     plan = read_sweep(options.file, options.data)
-    if not options.only_tables:
-        run_sweep(plan, options.runs)
+    left = [] if options.only_tables else run_sweep(plan, options.runs)
     print(write_summary(plan))
-    if not options.only_tables:
+    if left:
+        print(f"Other processes are at {', '.join(left)}; the last one draws the panels.")
+    elif not options.only_tables:
         draw_panels(plan)
     return {"records": str(plan.records_file)}
 

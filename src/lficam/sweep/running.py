@@ -25,7 +25,7 @@ from lficam.sweep.records import maps_file, read_records, shown_maps, write_reco
 from lficam.training import Run, fit, read_curves
 
 
-def run_sweep(sweep: Sweep, runs: str | Path) -> None:
+def run_sweep(sweep: Sweep, runs: str | Path) -> list[str]:
     """Train and measure what has no records yet, run by run over all variants, and compare the maps of the runs.
 
     A run with records of the same settings and measures is done, whether its weights are still there or not. Others are
@@ -34,6 +34,9 @@ def run_sweep(sweep: Sweep, runs: str | Path) -> None:
 
     The same sweep may go on in several processes at once with the same ``runs``, such as one a GPU: each takes the next
     run that no other has begun, and the last one compares the maps of all.
+
+    Returns:
+        The runs that other processes are still at.
     """
     runs = Path(runs)
     left = []
@@ -51,8 +54,7 @@ def run_sweep(sweep: Sweep, runs: str | Path) -> None:
         for variant in sweep.variants:
             rows = _with_stability(sweep, variant, rows)
         write_records(sweep.records_file, rows)
-    if left:
-        print(f"{sweep.name}: another process is at {', '.join(left)}; it goes on.", flush=True)
+    return left
 
 
 def _lock(sweep: Sweep, name: str, runs: Path) -> FileLock:
