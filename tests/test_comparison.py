@@ -52,6 +52,18 @@ def test_a_picture_of_two_objects_is_asked_for_each(two_digits, tmp_path):
     assert (tmp_path / "out" / "comparison.png").is_file()
 
 
+def test_of_two_objects_evidence_is_held_against_the_other_however_it_is_asked_for(two_digits, tmp_path):
+    model = digit_model()
+    questions = questions_of_set(two_digits, model.config.preprocessing, 2)
+    shown = {}
+    for name in ("class_evidence", VERSUS):
+        result = compare(model, questions, tmp_path / name, [name])
+        assert result.rows[0]["captions"][-1] == VERSUS
+        with Image.open(tmp_path / name / result.rows[0]["file"]) as strip:
+            shown[name] = strip.crop((strip.width - strip.height, 0, strip.width, strip.height)).tobytes()
+    assert shown["class_evidence"] == shown[VERSUS]
+
+
 def test_pairs_put_two_classes_side_by_side():
     model = digit_model()
     digits = load_scenes("digits-in-scenes", "test", DIGIT_SIZE).select(torch.arange(0, 200, 10))

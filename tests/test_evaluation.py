@@ -177,3 +177,11 @@ def test_boxes_follow_the_pictures_through_resizing_and_crop():
     assert rows["centre"]["pointing"] == {**rows["centre"]["pointing"], "value": 1.0, "cases": 5}
     outside = replace(pictures, boxes=torch.tensor([0.0, 0.0, 20.0, 40.0]).repeat(6, 1, 1))
     assert evaluate(model, outside, "a set").localization == []
+
+
+def test_a_model_without_evidence_has_a_gallery_of_two_digits(few, tmp_path):
+    model = digit_model("plain", backbone="mobilenetv3_small_050")
+    model.config.preprocessing = Preprocessing(32, 32)
+    evaluation = evaluate(model, few["two-digits"], "two-digits", tmp_path / "out")
+    assert {tuple(row["captions"]) for row in evaluation.gallery} == {("image",)}
+    assert {row["map"] for row in evaluation.localization} == {"grad_cam", "feature_mean", "centre"}

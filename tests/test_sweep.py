@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -145,7 +147,7 @@ def test_it_goes_on_from_its_records_when_the_runs_are_gone(swept, folder, monke
     assert plain(after) == pytest.approx(plain(before), abs=1e-4)
 
 
-def test_two_processes_share_a_sweep(swept, folder, monkeypatch, capsys):
+def test_what_another_process_records_meanwhile_is_kept(swept, folder, monkeypatch):
     home, _ = swept
     copy, runs = home.parent / "shared", home.parent / "shared-runs"
     shutil.copytree(home, copy)
@@ -156,27 +158,81 @@ def test_two_processes_share_a_sweep(swept, folder, monkeypatch, capsys):
     from lficam.sweep import running as room
 
     trained, fit = [], room.fit
+    other = FileLock(runs / sweep.name / ".locks" / "lfi-cam-0")
+    (runs / sweep.name / ".locks").mkdir(parents=True)
+    other.acquire()
 
     def fit_while_another_records(recipe, out):
-        if not trained:
+        if not trained:  # the other process has ended its run by the time that this one has trained its own
             (copy / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in elsewhere))
         trained.append(out.name)
         return fit(recipe, out)
 
     monkeypatch.setattr(room, "fit", fit_while_another_records)
-    (runs / sweep.name).mkdir(parents=True)
-    (copy / "figure-5.png").unlink()
-    with FileLock(runs / sweep.name / "lfi-cam-0.lock"):
-        assert main(["sweep", str(copy / "sweep.yaml"), "--runs", str(runs), "--data", f"folder:{folder}"]) == 0
+    assert run_sweep(sweep, runs) == []
     assert trained == ["w-1-k-0", "lfi-cam-1", "w-1-k-1"]
-    assert "Other processes are at lfi-cam-0; the last one draws the panels." in capsys.readouterr().out
-    assert not (copy / "figure-5.png").exists()
     compared = [row for row in rows_of(copy) if row["seed"] is None]
     assert {(row["variant"], row["run"]) for row in compared} == {
         ("LFI-CAM", "lfi-cam-0 and lfi-cam-1"),
         ("w = 1/K", "w-1-k-0 and w-1-k-1"),
     }
     assert len(rows_of(copy)) == len(everything)
+
+
+def test_what_another_process_died_of_is_taken_and_what_it_is_at_is_told(swept, folder, monkeypatch, capsys):
+    home, _ = swept
+    copy, runs = home.parent / "left", home.parent / "left-runs"
+    shutil.copytree(home, copy)
+    (copy / "records.jsonl").write_text("")
+    (copy / "figure-5.png").unlink()
+    from lficam.sweep import running as room
+
+    locks = runs / "left" / ".locks"
+    locks.mkdir(parents=True)
+    dying, living = FileLock(locks / "lfi-cam-0"), FileLock(locks / "w-1-k-0")
+    trained, fit = [], room.fit
+
+    def fit_while_another_dies(recipe, out):
+        dying.release()
+        trained.append(out.name)
+        return fit(recipe, out)
+
+    monkeypatch.setattr(room, "fit", fit_while_another_dies)
+    words = ["sweep", str(copy / "sweep.yaml"), "--runs", str(runs), "--data", f"folder:{folder}"]
+    dying.acquire()
+    with living:
+        assert main(words) == 0
+    assert trained == ["lfi-cam-1", "lfi-cam-0", "w-1-k-1"]
+    assert "Without records: w-1-k-0." in capsys.readouterr().out
+    assert not (copy / "figure-5.png").exists()
+    assert main(words) == 0
+    assert trained[3:] == ["w-1-k-0"]
+    assert (copy / "figure-5.png").exists()
+
+
+def test_two_processes_at_once_record_every_run_once(folder, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**SMALL, "data": f"folder:{folder}"}))
+    plan = {
+        "recipe": str(tmp_path / "recipe.yaml"),
+        "variants": {
+            "added": {"freeze": "backbone", "init_from": "plain"},
+            "plain": {"model": {"method": "plain"}},
+        },
+        "runs": [{"seed": 0}, {"seed": 1}],
+        "stability": {"explainers": ["class_evidence"], "pictures": 6},
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(plan))
+    words = [sys.executable, "-m", "lficam", "sweep", str(tmp_path / "sweep.yaml"), "--runs", str(tmp_path / "runs")]
+    processes = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    errors = [row["run"] for row in rows_of(tmp_path) if row["metric"] == "top1_error"]
+    assert sorted(errors) == ["added-0", "added-1", "plain-0", "plain-1"]
+    begun = [line for out, _ in told for line in out.splitlines() if line.startswith(f"{tmp_path.name}: ")]
+    assert len(set(begun)) == 4
+    compared = {row["run"] for row in rows_of(tmp_path) if row["seed"] is None}
+    assert compared == {"added-0 and added-1", "plain-0 and plain-1"}
+    assert any("| added | 2 |" in out for out, _ in told)
 
 
 def test_other_settings_are_another_run_and_stability_survives_the_loss_of_maps(swept, folder, monkeypatch):
@@ -242,6 +298,9 @@ def test_the_stability_of_runs_that_are_replaced_goes_with_them(swept, folder, m
         ({"runs": [None]}, "expected names and values"),
         ({"runs": []}, "at least one variant and one run"),
         ({"runs": [{"seed": 1}, {"seed": 1}]}, "are the same"),
+        ({"variants": {"a": {}, "w = 1/K": {"seed": 3}}}, r"two of the runs of w = 1/K"),
+        ({"settings": {"devices": 2, "batch_size": 8}}, "on one device, got 2"),
+        ({"stability": {"explainers": ["class_evidence_versus"], "pictures": 6}}, "its own rival"),
         ({"tests": ["two-digit"]}, "Did you mean 'two-digits'"),
         ({"measure": [{"explainers": ["cam"], "metrics": ["road"], "picture": 5}]}, "pictures \\(a number\\)"),
         ({"measure": [{"explainers": ["cam"], "metrics": ["road"], "pictures": 1}]}, "at least 2 pictures"),
@@ -309,6 +368,7 @@ def test_a_variant_starts_from_the_run_of_another(folder, tmp_path):
     for name, tensor in before.state_dict().items():
         if name not in ("backbone.fc.weight", "backbone.fc.bias"):
             assert torch.equal(tensor, after.state_dict()[name]), name
+    assert {row["variant"]: row["settings"]["lr"] for row in rows_of(tmp_path)} == {"plain": 0.2, "FIN added": 0.02}
     gained = [row for row in rows_of(tmp_path) if row["metric"] == "points_gained by the retrofit"]
     assert [row["variant"] for row in gained] == ["FIN added"]
     changed = {**plan, "variants": {**plan["variants"], "plain": {"model": {"method": "plain"}, "lr": 0.01}}}

@@ -121,7 +121,7 @@ def audit(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str
         verdicts += [_against_baselines(values, name, metric) for name in own]
     verdicts += [_from_the_weights(values, name) for name in own]
     if len(models) > 1:
-        judged = [name for name in own if name != VERSUS]
+        judged = [name for name in own if name != VERSUS]  # each run has its own rival of a class
         rows = {of: measure_stability(models, drawn, source, of, limit).measures[0] for of in (*judged, "feature_mean")}
         verdicts += [_stable(name, rows[name], rows["feature_mean"]) for name in judged]
     facts = {

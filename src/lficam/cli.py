@@ -542,15 +542,17 @@ def _sweep_arguments(parser: ArgumentParser) -> None:
 
 def sweep(options: Namespace) -> dict[str, Any]:
     """Train, measure and compare all variants and runs of a file; goes on where it stopped, from its records alone."""
-    from lficam.sweep import draw_panels, read_sweep, run_sweep, write_summary
+    from lficam.sweep import draw_panels, read_sweep, records_lock, run_sweep, write_summary
 
     plan = read_sweep(options.file, options.data)
-    left = [] if options.only_tables else run_sweep(plan, options.runs)
-    print(write_summary(plan))
-    if left:
-        print(f"Other processes are at {', '.join(left)}; the last one draws the panels.")
-    elif not options.only_tables:
-        draw_panels(plan)
+    if options.only_tables:
+        print(write_summary(plan))
+    elif left := run_sweep(plan, options.runs):
+        print(f"Without records: {', '.join(left)}. Other processes are at them; if none is, start the command again.")
+    else:
+        with records_lock(plan, options.runs):
+            print(write_summary(plan))
+            draw_panels(plan)
     return {"records": str(plan.records_file)}
 
 

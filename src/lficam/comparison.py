@@ -122,7 +122,8 @@ def compare(
 ) -> Comparison:
     """Ask every explainer the same questions, and leave a figure: a row a question, a column an explainer.
 
-    Every column explains the class asked, or the predicted one; maps without a class are what they are. Times are
+    Every column explains the class asked, or the predicted one; maps without a class are what they are. Where a picture
+    has two objects, ``class_evidence_versus`` is of the one and not the other. Times are
     medians over the questions, one picture at a time, after one that does not count.
 
     Args:
@@ -153,7 +154,7 @@ def compare(
     for name in track(_carried(model, explainers), "explaining", len(explainers)):
         columns[name], row = _column(model, name, images, asked)
         comparison.explainers.append(row)
-    if "class_evidence" in columns and any(question.other is not None for question in questions):
+    if {"class_evidence", VERSUS} & set(columns) and any(question.other is not None for question in questions):
         others = [question.other for question in questions]
         columns[VERSUS] = [
             create_explainer(VERSUS, model, versus=other)(image, this, raw=True)[0].cpu()

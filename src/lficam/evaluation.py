@@ -112,7 +112,7 @@ class Subject:
         for images, part in self.batches(explainer.name):
             asked = class_idx[part] if class_idx is not None and explainer.class_targeted else None
             if versus is not None:
-                explainer = create_explainer(VERSUS, self.model, versus=versus[part])
+                explainer = create_explainer(explainer.name, self.model, versus=versus[part])
             found.append(explainer(images, asked, raw).cpu())
         return torch.cat(found)
 
@@ -447,7 +447,7 @@ def _panels(subject: Subject, index: int) -> tuple[list[Tensor], list[str]]:
 
 
 def _two_object_panels(subject: Subject, index: int) -> tuple[list[Tensor], list[str]]:
-    """Image, attention, then a column for each asked object: its evidence against the other's, with its box."""
+    """Image, attention, then a column for each object, its evidence against the other's, where there is such."""
     pictures = subject.pictures
     assert pictures.object_labels is not None
     image, images = _one(subject, index)
@@ -457,6 +457,8 @@ def _two_object_panels(subject: Subject, index: int) -> tuple[list[Tensor], list
     if subject.model.config.method != "plain":
         panels.append(overlay(shown, create_explainer("attention", subject.model)(images, raw=True)[0].cpu()))
         captions.append("attention")
+    if subject.model.linear_head is None:
+        return panels, captions
     asked = pictures.object_labels[index].tolist()
     for number, (this, that) in enumerate((asked, asked[::-1])):
         evidence = create_explainer(VERSUS, subject.model, versus=[that])(images, [this], raw=True)

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lficam.data.pictures import Pictures
-from lficam.errors import InvalidInputError
+from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.evaluation import Subject, require_comparable, require_same_classes
-from lficam.explainers import create_explainer
+from lficam.explainers import EXPLAINERS, VERSUS, create_explainer
 from lficam.metrics.intervals import percentiles, resampled_means, students_margin
 from lficam.metrics.stability import (
     area_matched_iou,
@@ -87,7 +87,8 @@ def measure_stability(
         validation: accuracy of each model on its validation part, for the paper's protocol.
 
     Raises:
-        InvalidInputError: fewer than two models, or models of different classes or preprocessing.
+        InvalidInputError: fewer than two models, models of different classes or preprocessing, or an explainer that
+            would ask each of them about another class.
         DataError: pictures of other classes than the models'.
 
     >>> measure_stability({}, None, "none")
@@ -97,6 +98,7 @@ def measure_stability(
     """
     if len(models) < 2:
         raise InvalidInputError(f"runs: expected at least two to compare, got {len(models)}.")
+    require_same_question(explainer)
     require_comparable(models)
     require_same_classes(next(iter(models.values())), pictures, source)
     drawn = pictures.sample(limit)
@@ -119,6 +121,22 @@ def stability_of_maps(
         pairs=[{"runs": row["runs"], **{name: _number(row[name][0].nanmean()) for name in MEASURES}} for row in rows],
         paper=_papers(rows, validation or {}, list(maps)),
     )
+
+
+def require_same_question(explainer: str) -> None:
+    """Refuse an explainer that is unknown, or whose maps of two runs may be of two questions.
+
+    Raises:
+        UnknownNameError: no such explainer.
+        InvalidInputError: it asks each run about its own rival of a class.
+    """
+    if explainer not in EXPLAINERS:
+        raise UnknownNameError("explainer", explainer, EXPLAINERS)
+    if explainer == VERSUS:
+        raise InvalidInputError(
+            f"explainer: {VERSUS} asks each run about its own rival of the class, and runs may differ in it; compare "
+            "class_evidence."
+        )
 
 
 def _maps(model: PlainClassifier, pictures: Pictures, explainer: str) -> Tensor:

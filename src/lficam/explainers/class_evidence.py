@@ -37,25 +37,29 @@ class ClassEvidence(Explainer):
         head, pooled, logits = pool_and_classify(self.model, images, self.name)
         asked = asked_class(class_idx, logits, self.name)
         rows = head.weight[asked]
-        if (other := self.other(asked, logits)) is not None:
-            rows = rows - head.weight[asked_class(other, logits, self.name)]
+        if (rival := self._rival(asked, logits)) is not None:
+            rows = rows - head.weight[asked_class(rival, logits, self.name)]
         elif self.centred and len(head.weight) > 1:  # a single logit has no other class to be centred over
             rows = rows - head.weight.mean(dim=0)
         return LF.weighted_sum(pooled, rows)
 
-    def other(self, asked: Tensor, logits: Tensor) -> ClassIndex:
-        """The class that speaks against the one asked for, (N,), if any."""
+    def _rival(self, asked: Tensor, logits: Tensor) -> ClassIndex:
+        """The class that the one asked for is held against, as ``versus`` may be given; or none."""
         return self.versus
 
 
 class ClassEvidenceVersus(ClassEvidence):
     """`ClassEvidence` for a class and not for its strongest rival: why this one, and not that?
 
-    The rival is the predicted class, or the second one where the predicted class itself is asked for; with ``versus``
-    the class that it says.
+    Source: the difference of two of `ClassEvidence`'s sums, whose mean is the difference of the two logits without
+    their biases.
+
+    Args:
+        model: with a linear head and two classes at least.
+        versus: the rival; the predicted class unless given, or the second one where the predicted is asked for.
 
     Raises:
-        InvalidInputError: a model of one class, which has no rival.
+        InvalidInputError: no linear head, or one class, which has no rival.
 
     >>> import torch, lficam
     >>> model = lficam.create_model("cifar_resnet20")
@@ -70,7 +74,7 @@ class ClassEvidenceVersus(ClassEvidence):
         if require_linear_head(model, self.name).out_features < 2:
             raise InvalidInputError(f"model: {self.name} needs two classes at least, got one; use class_evidence.")
 
-    def other(self, asked: Tensor, logits: Tensor) -> ClassIndex:
+    def _rival(self, asked: Tensor, logits: Tensor) -> ClassIndex:
         """The predicted class of each picture, or the second one where that is asked for."""
         if self.versus is not None:
             return self.versus

@@ -189,7 +189,8 @@ def _grid_pointing(probe: Probe, name: str) -> Values:
         maps = explainer(picture.expand(len(grid), -1, -1, -1), asked.to(picture.device), raw=True).cpu()
         maps = LF.upsample(maps.relu(), (picture.shape[-2], picture.shape[-1]))
         shares.append(localization.grid_share(maps, torch.arange(len(grid)), GRID).mean())
-    return {"grid_pointing": torch.stack(shares)}
+    # Of a single grid there is no interval.
+    return {"grid_pointing": torch.stack(shares) if len(shares) > 1 else OfTheSet(float(shares[0]), left_out=0.0)}
 
 
 def _grids(labels: Tensor, most: int = 50) -> list[Tensor]:

@@ -15,6 +15,7 @@ from lficam.evaluation import UNIFORM
 from lficam.explainers import EXPLAINERS
 from lficam.measuring import ONES, require_known
 from lficam.recipes import merge, recipe_from_values, recipe_values
+from lficam.stability import require_same_question
 
 MAPS = (ONES, UNIFORM)  # that have records and are no explainers of their own
 RECORDS_FILE = "records.jsonl"
@@ -29,8 +30,8 @@ class Sweep:
         path: the file; its folder's name is the experiment's.
         recipe: a shipped recipe or a file.
         settings: over the recipe's, for all variants.
-        variants: name to settings, over all others; ``init_from`` may name another variant, whose run of the same
-            number it then starts from.
+        variants: name to settings, over all others but ``data``; ``init_from`` may name another variant, whose run of
+            the same number it then starts from.
         runs: settings of each run, such as its seed; a variant that sets the same, such as its own rate, keeps its own.
         measure: of each, ``explainers``, ``metrics`` and ``pictures`` (a number) of `lficam.measuring`.
         stability: ``explainers`` and ``pictures`` of `lficam.stability`.
@@ -178,7 +179,13 @@ def _check(sweep: Sweep) -> None:
         _check_panel(sweep, name, panel)
     for variant in sweep.variants:
         for run in range(len(sweep.runs)):
-            recipe_from_values(sweep.values(variant, run)).check()
+            recipe = recipe_from_values(sweep.values(variant, run))
+            recipe.check()
+            if recipe.devices != 1:
+                raise InvalidInputError(
+                    f"devices: a sweep trains each run on one device, got {recipe.devices}; start the command once for "
+                    "each device instead, with the same --runs."
+                )
 
 
 def _check_runs(sweep: Sweep) -> None:
@@ -187,8 +194,12 @@ def _check_runs(sweep: Sweep) -> None:
         raise InvalidInputError(f"sweep: expected at least one variant and one run in {sweep.path}.")
     if sweep.against and sweep.against not in variants:
         raise InvalidInputError(f"sweep: against {sweep.against!r} is none of {', '.join(variants)}.")
-    if any(run in sweep.runs[:number] for number, run in enumerate(sweep.runs)):
-        raise InvalidInputError(f"sweep: two of the runs in {sweep.path} are the same; give each its own seed.")
+    for variant in variants:
+        runs = [sweep.values(variant, run) for run in range(len(sweep.runs))]
+        if any(run in runs[:number] for number, run in enumerate(runs)):
+            raise InvalidInputError(
+                f"sweep: two of the runs of {variant} in {sweep.path} are the same; give each its own seed."
+            )
     if len({slug(name, 0) for name in variants}) < len(variants):
         raise InvalidInputError(f"sweep: two of the variants {', '.join(variants)} would share a directory.")
 
@@ -201,8 +212,7 @@ def _check_measures(sweep: Sweep) -> None:
             raise InvalidInputError(f"sweep: expected at least 2 pictures to measure on, got {asked['pictures']}.")
         require_known(asked["explainers"], asked["metrics"])
     for name in sweep.stability.get("explainers", []):
-        if name not in EXPLAINERS:
-            raise UnknownNameError("explainer of stability", name, EXPLAINERS)
+        require_same_question(name)
     for source in sweep.tests:
         require_source(source)
 

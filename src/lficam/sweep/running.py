@@ -20,7 +20,7 @@ from lficam.models.plain import PlainClassifier
 from lficam.progress import progress_bar
 from lficam.recipes import Recipe, recipe_from_values
 from lficam.stability import stability_of_maps
-from lficam.sweep.plan import RECORDS_FILE, Sweep, slug
+from lficam.sweep.plan import Sweep, slug
 from lficam.sweep.records import maps_file, read_records, shown_maps, write_records
 from lficam.training import Run, fit, read_curves
 
@@ -33,45 +33,64 @@ def run_sweep(sweep: Sweep, runs: str | Path) -> list[str]:
     the file has of other settings stays until a run takes its place.
 
     The same sweep may go on in several processes at once with the same ``runs``, such as one a GPU: each takes the next
-    run that no other has begun, and the last one compares the maps of all.
+    run that no other is at, until there is none.
 
     Returns:
-        The runs that other processes are still at.
+        The runs without records, which other processes are at or have died of; where there are none, the maps of all
+        have been compared.
     """
     runs = Path(runs)
-    left = []
-    for run in range(len(sweep.runs)):
-        for variant in sweep.variants:
-            try:
-                claim = _lock(sweep, slug(variant, run), runs).acquire(timeout=0)
-            except Timeout:
-                left.append(slug(variant, run))
-                continue
-            with claim:
-                _record(sweep, variant, run, runs)
-    with _lock(sweep, RECORDS_FILE, runs):
+    # From the first one again after each: another process may have died of what it had begun.
+    while any(_take(sweep, variant, run, runs) for variant, run in _unrecorded(sweep)):
+        pass
+    with records_lock(sweep, runs):
         rows = read_records(sweep.records_file)
         for variant in sweep.variants:
             rows = _with_stability(sweep, variant, rows)
         write_records(sweep.records_file, rows)
-    return left
+        return [slug(variant, run) for variant, run in _unrecorded(sweep)]
+
+
+def records_lock(sweep: Sweep, runs: str | Path) -> FileLock:
+    """What is to be held while the records, or what is made of them, are written."""
+    return _lock(sweep, "records", Path(runs))
 
 
 def _lock(sweep: Sweep, name: str, runs: Path) -> FileLock:
     """What one process at a time may hold; the system takes it back from one that dies."""
-    home = runs / sweep.name
+    home = runs / sweep.name / ".locks"
     home.mkdir(parents=True, exist_ok=True)
-    return FileLock(home / f"{name}.lock")
+    return FileLock(home / name)
+
+
+def _unrecorded(sweep: Sweep) -> list[tuple[str, int]]:
+    recorded = {row["run"] for row in sweep.current(read_records(sweep.records_file))}
+    return [
+        (variant, run)
+        for run in range(len(sweep.runs))
+        for variant in sweep.variants
+        if slug(variant, run) not in recorded
+    ]
+
+
+def _take(sweep: Sweep, variant: str, run: int, runs: Path) -> bool:
+    """Record a run, unless another process is at it or at the run that it starts from, or has recorded it since."""
+    try:
+        with _lock(sweep, slug(variant, run), runs).acquire(timeout=0):
+            if (variant, run) not in _unrecorded(sweep):
+                return False
+            _record(sweep, variant, run, runs)
+            return True
+    except Timeout:
+        return False
 
 
 def _record(sweep: Sweep, variant: str, run: int, runs: Path) -> None:
-    """A run's rows in place of those of other settings, unless it has its own."""
+    """A run's rows in place of those of other settings."""
     name, marks = slug(variant, run), {"plan": sweep.fingerprint(variant, run), "schema": SCHEMA}
-    if name in {row["run"] for row in sweep.current(read_records(sweep.records_file))}:
-        return
     print(f"{sweep.name}: {variant}, run {run + 1} of {len(sweep.runs)}", flush=True)
     found = [{**row, **marks} for row in _run(sweep, variant, run, runs)]
-    with _lock(sweep, RECORDS_FILE, runs):
+    with records_lock(sweep, runs):
         rows = read_records(sweep.records_file)
         # With the run's own rows goes the stability that was found with it.
         rows = [row for row in rows if name not in row["run"].split(" and ")] + found
@@ -91,6 +110,7 @@ def _with_stability(sweep: Sweep, variant: str, rows: list[dict[str, Any]]) -> l
 
 def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str, Any]]:
     recipe, trained = _train(sweep, variant, run, runs)
+    values = sweep.values(variant, run)
     trained.model.to(resolve_device(recipe.device))
     common = {
         "experiment": sweep.name,
@@ -100,7 +120,7 @@ def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str,
         "run": slug(variant, run),
         "seed": recipe.seed,
         "epochs": recipe.epochs,
-        "settings": sweep.runs[run],
+        "settings": {name: values[name] for name in sweep.runs[run]},
         "command": sweep.command,
         "seconds": trained.metrics["training_seconds"],
     }
@@ -118,10 +138,14 @@ def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str,
 
 
 def _train(sweep: Sweep, variant: str, run: int, runs: Path) -> tuple[Recipe, Run]:
-    """The run, trained if it is not, and before it the one that it starts from."""
+    """The run, trained if it is not, and before it the one that it starts from.
+
+    Raises:
+        Timeout: another process is at that one.
+    """
     recipe = recipe_from_values(sweep.values(variant, run))
     if recipe.init_from in sweep.variants:
-        with _lock(sweep, slug(recipe.init_from, run), runs):
+        with _lock(sweep, slug(recipe.init_from, run), runs).acquire(timeout=0):
             _, parent = _train(sweep, recipe.init_from, run, runs)
         recipe = replace(recipe, init_from=str(parent.directory))
     return recipe, fit(recipe, runs / sweep.name / slug(variant, run))
