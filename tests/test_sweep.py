@@ -74,6 +74,7 @@ def test_records_say_what_made_them(swept):
             row
         )
         assert row["seconds"] >= 0
+        assert row["hardware"].startswith("cpu, ")
         assert row["dataset"] in ("training", "folder:small")
     about = ("stability: iou", "LFI-CAM", "attention")
     (iou,) = [row for row in rows if (row["metric"], row["variant"], row.get("explainer")) == about]

@@ -122,6 +122,7 @@ def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str,
         "epochs": recipe.epochs,
         "settings": {name: values[name] for name in sweep.runs[run]},
         "command": sweep.command,
+        "hardware": _hardware(trained.model.config.training),
         "seconds": trained.metrics["training_seconds"],
     }
     for metric, value in _of_training(trained):
@@ -135,6 +136,12 @@ def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str,
     if sweep.stability:
         drawn = sets[recipe.data].sample(sweep.stability["pictures"])
         _keep_maps(sweep, trained.model, drawn, maps_file(sweep, variant, run))
+
+
+def _hardware(training: Mapping[str, Any]) -> str:
+    """What the seconds are of."""
+    version = training["torch"].partition("+")[0]  # not of which build
+    return f"{training['device']}, {training['threads']} threads, {training['precision']}, torch {version}"
 
 
 def _train(sweep: Sweep, variant: str, run: int, runs: Path) -> tuple[Recipe, Run]:
