@@ -87,7 +87,10 @@ def _arrays(maps: Tensor) -> np.ndarray[Any, Any]:
 
 
 def _regions(array: np.ndarray[Any, Any], threshold: float) -> tuple[list[tuple[int, int, int, int]], list[int]]:
-    """The boxes and sizes of a map's regions at or above a threshold; the whole picture where there is none."""
+    """The boxes and sizes of a map's regions at or above a threshold; the whole picture where there is none.
+
+    Cells that meet at a corner only are two regions.
+    """
     labelled, count = ndimage.label(array >= threshold)
     if count == 0:
         height, width = array.shape
