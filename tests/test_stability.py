@@ -13,7 +13,7 @@ from lficam.contract import Preprocessing
 from lficam.data.scenes import load_scenes
 from lficam.errors import InvalidInputError
 from lficam.metrics.stability import map_iou
-from lficam.stability import _interval, measure_stability, stability_of_maps
+from lficam.stability import _interval, _without_each, measure_stability, stability_of_maps
 
 from .conftest import DIGIT_SIZE, digit_model, write_folder
 
@@ -125,12 +125,15 @@ def test_the_interval_over_runs_is_the_jackknife_by_hand():
     names = [("a", "b"), ("a", "c"), ("b", "c")]
     own = torch.tensor([0.6, 0.7, 0.5])
     pairs = torch.stack((own, torch.full((3,), 0.2)), dim=1)[:, :, None].expand(3, 2, 10)
-    low, high = _interval(pairs, names, 0.5)
+    without = _without_each(pairs, names)
+    assert without == pytest.approx([0.375, 0.625, 0.5])
+    low, high = _interval(pairs, 0.5, without)
     # Without a run one pair is left: corrected 0.375, 0.625 and 0.5; their mean squared deviation is 1/96.
     error = ((3 - 1) * (1 / 96)) ** 0.5
     assert low == pytest.approx(0.5 - 4.30265 * error, abs=1e-4)
     assert high == 1.0  # no overlap is more than perfect
-    assert _interval(pairs[:1], names[:1], 0.5) == (None, None)
+    assert _without_each(pairs[:1], names[:1]) is None
+    assert _interval(pairs[:1], 0.5, None) == (None, None)
 
 
 def test_one_run_of_flat_maps_leaves_no_interval_and_breaks_nothing(pictures):

@@ -385,6 +385,20 @@ def test_missing_and_broken_files(tmp_path, capsys):
     assert main(["sweep", str(tmp_path / "sweep.yaml"), "--runs", str(tmp_path)]) == 2
 
 
+def test_a_difference_in_stability_leaves_out_one_run_of_both_in_turn():
+    def row(value, without, runs=(0, 1, 2)):
+        return {"value": value, "without": without, "seed": None, "run": " and ".join(f"x-{run}" for run in runs)}
+
+    found, against = row(0.5, [0.375, 0.625, 0.5]), row(0.2, [0.2, 0.2, 0.2])
+    mean, low, high = summary._difference({"2": found}, {"2": against})
+    assert mean == pytest.approx(0.3)
+    error = ((3 - 1) * (1 / 96)) ** 0.5
+    assert (high - mean, mean - low) == pytest.approx((4.30265 * error,) * 2, abs=1e-4)
+    shifted = row(0.1, [0.275, 0.525, 0.4])  # runs that are hard for both cancel out
+    assert summary._difference({"2": found}, {"2": shifted})[1:] == pytest.approx((0.4, 0.4))
+    assert summary._difference({"2": found}, {"2": row(0.2, [0.2] * 3, runs=(0, 1, 3))}) is None
+
+
 def test_a_paired_interval_is_students():
     assert paired_interval([0.5, 0.5]) == (0.5, 0.5)
     low, high = paired_interval([1.0, 3.0])

@@ -7,7 +7,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
@@ -17,7 +16,7 @@ from lficam.data.pictures import Pictures
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.evaluation import Subject, require_comparable, require_same_classes
 from lficam.explainers import EXPLAINERS, VERSUS, create_explainer
-from lficam.metrics.intervals import percentiles, resampled_means, students_margin
+from lficam.metrics.intervals import jackknife_margin, percentiles, resampled_means
 from lficam.metrics.stability import (
     area_matched_iou,
     chance_corrected,
@@ -47,9 +46,10 @@ class Stability:
         facts: source, explainer, number of pictures, runs.
         measures: a row a measure: ``value``, the mean over all pairs of runs; ``shuffled``, the same with another
             picture of the class in place of one run's own; ``corrected``, (value - shuffled) / (1 - shuffled), with
-            its 95 % interval over pictures and runs, ``low`` and ``high``; ``deviation`` of the value over the pairs;
-            ``left_out``, the share of comparisons that could not be made. None where there is nothing to compare, and
-            no interval or deviation of two runs: a single pair does not say what another pair would.
+            its 95 % interval over pictures and runs, ``low`` and ``high``, and ``without``, what it is without each run
+            in turn; ``deviation`` of the value over the pairs; ``left_out``, the share of comparisons that could not be
+            made. None where there is nothing to compare, and no interval or deviation of two runs: a single pair does
+            not say what another pair would.
         pairs: a row a pair of runs, with each measure's value.
         paper: the paper's protocol, mean IoU with the run of the best validation accuracy; None where a run has no
             validation part, and so none may be chosen.
@@ -162,7 +162,8 @@ def _measure(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     pairs = torch.stack([row[name] for row in rows])  # (P, 2, N): pairs, own or shuffled, pictures
     value, shuffled = pairs.nanmean(dim=(0, 2))
     corrected = chance_corrected(value, shuffled)
-    low, high = _interval(pairs, [row["runs"] for row in rows], float(corrected))
+    without = _without_each(pairs, [row["runs"] for row in rows])
+    low, high = _interval(pairs, float(corrected), without)
     deviation = pairs[:, 0].nanmean(dim=1).std() if len(rows) > 1 else torch.tensor(torch.nan)
     return {
         "measure": name,
@@ -171,39 +172,34 @@ def _measure(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "corrected": _number(corrected),
         "low": low,
         "high": high,
+        "without": without,
         "deviation": _number(deviation),
         "left_out": float(pairs[:, 0].isnan().float().mean()),
     }
 
 
-def _interval(pairs: Tensor, names: Sequence[Sequence[str]], corrected: float) -> tuple[float | None, float | None]:
-    """The corrected value's 95 % interval: over pictures, and by Student's margin over runs, root of squares summed."""
-    over_runs = _margin_over_runs(pairs, names)
+def _interval(pairs: Tensor, corrected: float, without: Sequence[float] | None) -> tuple[float | None, float | None]:
+    """The corrected value's 95 % interval: over pictures, and by the jackknife over runs, root of squares summed."""
     over_pictures = chance_corrected(*resampled_means(pairs.nanmean(dim=0)))
     over_pictures = over_pictures[~over_pictures.isnan()]
-    if over_runs is None or len(over_pictures) == 0 or math.isnan(corrected):
+    if without is None or len(over_pictures) == 0 or math.isnan(corrected):
         return None, None
     low, high = percentiles(over_pictures)
+    over_runs = jackknife_margin(without)
     below, above = math.hypot(corrected - low, over_runs), math.hypot(high - corrected, over_runs)
     return corrected - below, min(corrected + above, 1.0)
 
 
-def _margin_over_runs(pairs: Tensor, names: Sequence[Sequence[str]]) -> float | None:
-    """Of the corrected value: the jackknife that leaves out one run, with all its pairs. None where that leaves none.
-
-    Pairs share runs and are no independent sample; runs are (Arvesen 1969, on the jackknife of U-statistics).
-    """
-    runs = sorted({name for pair in names for name in pair})
+def _without_each(pairs: Tensor, names: Sequence[Sequence[str]]) -> list[float] | None:
+    """The corrected value without each run and all its pairs; None where that leaves nothing to compare."""
+    runs = list(dict.fromkeys(name for pair in names for name in pair))
     if len(runs) < 3:
         return None
     without = []
     for run in runs:
         kept = torch.tensor([run not in pair for pair in names])
         without.append(float(chance_corrected(*pairs[kept].nanmean(dim=(0, 2)))))
-    error = (len(runs) - 1) ** 0.5 * float(np.std(without))
-    if math.isnan(error):  # without one of the runs nothing is left to compare
-        return None
-    return students_margin(error, len(runs))
+    return None if any(math.isnan(value) for value in without) else without
 
 
 def _number(value: Tensor) -> float | None:

@@ -252,6 +252,6 @@ def _stability(sweep: Sweep, variant: str, rows: Sequence[Mapping[str, Any]]) ->
 
 
 def _spread(measure: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """What belongs to a part of a measure: of the value its deviation over pairs, of the corrected one its interval."""
-    names = {"value": ["deviation"], "corrected": ["low", "high"]}.get(part, [])
+    """The deviation of a measure's value over pairs; the corrected one's interval, and what it is without each run."""
+    names = {"value": ["deviation"], "corrected": ["low", "high", "without"]}.get(part, [])
     return {name: measure[name] for name in names if measure[name] is not None}

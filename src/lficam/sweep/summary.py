@@ -11,6 +11,7 @@ from scipy import stats
 from lficam.errors import InvalidInputError
 from lficam.files import write_whole
 from lficam.measuring import SCHEMA
+from lficam.metrics.intervals import jackknife_margin
 from lficam.sweep.plan import Sweep
 from lficam.sweep.records import read_records
 
@@ -44,7 +45,10 @@ def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
     variants = list(sweep.variants)
     keys = list(dict.fromkeys(_key(row) for row in rows))
     count = len({row["run"] for row in rows if row["seed"] is not None})
-    paired = f" In brackets the difference to {sweep.against}, run by run, with its 95 % t-interval."
+    paired = (
+        f" In brackets the difference to {sweep.against}, run by run, with its 95 % t-interval; of stability, "
+        "corrected, leaving out one run of both in turn."
+    )
     lines = [
         f"Made by `{rows[0]['command']}`; {count} runs in all. "
         "Mean and standard deviation over the runs of a variant; stability over all pairs of them.",
@@ -151,12 +155,29 @@ def _cell(found: Mapping[str, Mapping[str, Any]], against: Mapping[str, Mapping[
         return ""
     of_runs = list(found.values())
     shown = _shown(of_runs)
-    paired = sorted(set(found) & set(against))
-    if itself or len(paired) < 2 or _common_count(of_runs) is not None:
+    if itself or _common_count(of_runs) is not None or (difference := _difference(found, against)) is None:
         return shown
-    low, high = paired_interval([found[run]["value"] - against[run]["value"] for run in paired])
-    difference = np.mean([found[run]["value"] - against[run]["value"] for run in paired])
-    return f"{shown} ({difference:+.3f}, {low:+.3f} to {high:+.3f})"
+    return "{} ({:+.3f}, {:+.3f} to {:+.3f})".format(shown, *difference)
+
+
+def _difference(
+    found: Mapping[str, Mapping[str, Any]], against: Mapping[str, Mapping[str, Any]]
+) -> tuple[float, float, float] | None:
+    """Of rows by the number of their run: the mean difference and its interval; None of fewer than two pairs."""
+    paired = sorted(set(found) & set(against))
+    differences = [found[run]["value"] - against[run]["value"] for run in paired]
+    if len(paired) == 1 and found[paired[0]]["seed"] is None:
+        one, other = found[paired[0]], against[paired[0]]
+        if "without" not in one or "without" not in other or _numbers(one) != _numbers(other):
+            return None
+        margin = jackknife_margin([a - b for a, b in zip(one["without"], other["without"], strict=True)])
+        return differences[0], differences[0] - margin, differences[0] + margin
+    return (float(np.mean(differences)), *paired_interval(differences)) if len(paired) > 1 else None
+
+
+def _numbers(row: Mapping[str, Any]) -> list[str]:
+    """Of the runs whose maps were compared."""
+    return [name.rpartition("-")[2] for name in row["run"].split(" and ")]
 
 
 def paired_interval(differences: Sequence[float]) -> tuple[float, float]:
