@@ -31,14 +31,6 @@ def values(name):
     return {(row["explainer"], row["metric"]): row for row in rows}
 
 
-def test_score_cam_beside_the_others():
-    rows = values("cifar10-claims/score-cam.json")
-    for name in ("attention", "class_evidence", "grad_cam", "score_cam"):
-        cells = [rows[name, metric] for metric in ("patch_deletion", "road", "average_drop")]
-        shown = [f"{cell['value']:.3f} ({cell['low']:.3f} to {cell['high']:.3f})" for cell in cells]
-        assert f"| {name} | {' | '.join(shown)} |" in RESULTS
-
-
 def test_every_explainer_on_scenes_with_its_time():
     rows = values("scenes-claims/explainers.json")
     times = json.loads((ROOT / "experiments" / "scenes-claims" / "times.json").read_text())["explainers"]
