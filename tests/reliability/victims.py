@@ -71,17 +71,22 @@ def training(recipe, out, at=None, deed="kill", threads=1, marker=None):
 
 
 def training_with_a_worker(recipe, out, deed):
-    """Train with loading processes, one of which dies or hangs at the third batch."""
+    """Train with loading processes, one of which dies or hangs at its third batch, once all have left their numbers."""
     from lficam.data.module import TrainingSet
     from lficam.errors import RunError
     from lficam.training import fit
 
     get = TrainingSet.__getitems__
     calls = []
+    workers = Path(out).with_name("workers")
+    workers.mkdir()
 
     def struck(self, keys):
         calls.append(keys)
+        (workers / str(os.getpid())).touch()
         if len(calls) == 3:
+            while len(list(workers.iterdir())) < recipe.workers:
+                time.sleep(0.01)
             DEEDS[deed]()
         return get(self, keys)
 
