@@ -4,9 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from lficam.sweep import read_sweep, write_summary
+from lficam.sweep import paired_interval, read_records, read_sweep, write_summary
 
 ROOT = Path(__file__).parents[1]
 RESULTS = (ROOT / "docs" / "results.md").read_text()
@@ -29,6 +30,24 @@ def test_tables_are_those_of_the_records(file, tmp_path):
 def values(name):
     rows = json.loads((ROOT / "experiments" / name).read_text())["rows"]
     return {(row["explainer"], row["metric"]): row for row in rows}
+
+
+def test_score_cam_beside_the_others():
+    found = {}
+    for row in read_records(ROOT / "experiments" / "cifar10-twelve-epochs" / "records.jsonl"):
+        if row["variant"] == "LFI-CAM" and row["seed"] is not None:
+            found.setdefault((row["explainer"], row["metric"]), []).append(row["value"])
+    metrics = ("patch_deletion", "road", "insertion", "deletion", "average_drop")
+    for name in ("attention", "class_evidence", "grad_cam", "score_cam", "feature_mean", "centre"):
+        shown = [f"{np.mean(found[name, metric]):.3f}" for metric in metrics]
+        assert f"| {name} | {' | '.join(shown)} |" in RESULTS
+    for name in ("attention", "class_evidence"):
+        shown = []
+        for metric in metrics:
+            differences = np.subtract(found[name, metric], found["score_cam", metric])
+            low, high = paired_interval(differences.tolist())
+            shown.append(f"{differences.mean():+.3f} ({low:+.3f} to {high:+.3f})")
+        assert f"| {name} minus score_cam | {' | '.join(shown)} |" in RESULTS
 
 
 def test_every_explainer_on_scenes_with_its_time():

@@ -123,8 +123,8 @@ def compare(
     """Ask every explainer the same questions, and leave a figure: a row a question, a column an explainer.
 
     Every column explains the class asked, or the predicted one; maps without a class are what they are. Where a picture
-    has two objects, ``class_evidence_versus`` is of the one and not the other. Times are
-    medians over the questions, one picture at a time, after one that does not count.
+    has two objects, ``class_evidence_versus`` is of the one and not the other. Times are medians over the questions,
+    one picture at a time, after one that does not count.
 
     Args:
         model: trained, with its preprocessing.
