@@ -62,6 +62,11 @@ def test_a_map_that_survives_the_loss_of_all_weights_fails(kept, verdict):
     assert room._from_the_weights({}, "cam").verdict == "unknown"
 
 
+def test_maps_that_are_turned_around_in_every_second_picture_are_kept_all_the_same():
+    turned = torch.tensor([[0.9, -0.9] * 200])
+    assert room._from_the_weights({("cam", "randomised"): turned}, "cam").verdict == "fails"
+
+
 @pytest.mark.parametrize(
     ("own", "trivial", "verdict"),
     [

@@ -143,6 +143,13 @@ def test_a_model_without_preprocessing_is_refused():
         evaluate(lficam.create_model("cifar_resnet20"), small_set(), "a set")
 
 
+def test_a_model_that_diverged_has_no_error_to_tell(few):
+    model = digit_model()
+    torch.nn.init.constant_(model.linear_head.bias, torch.inf)
+    with pytest.raises(InvalidInputError, match="NaN or infinity to 50 of 50 pictures"):
+        evaluate(model, few["digits-in-scenes"], "digits-in-scenes")
+
+
 def test_fewer_than_five_classes_have_no_top_five_and_no_gallery_is_needed():
     model = digit_model(classes=3)
     pictures = small_set(class_names=["0", "1", "2"])

@@ -9,6 +9,8 @@ import torch
 import lficam
 from lficam import measuring
 from lficam.cli import main
+from lficam.contract import Preprocessing
+from lficam.data.pictures import Pictures
 from lficam.data.scenes import load_scenes
 from lficam.data.transforms import normalise
 from lficam.errors import InvalidInputError, UnknownNameError
@@ -45,7 +47,7 @@ def test_every_measure_gives_a_value_or_says_why_not(pictures, name):
     for record in found.values():
         assert (record.value is None) == bool(record.note)
         if record.value is not None and record.values:
-            assert len(record.values) in (len(pictures), 1) or record.metric == "grid_pointing"
+            assert len(record.values) in (len(pictures), 1) or record.group == "grid_pointing"
             assert record.low <= record.value <= record.high
     assert found[name, "swap"].note == "n/a: no map of this model's own"
     assert {group for record in found.values() for group in [record.group]} == set(MEASURES)
@@ -213,6 +215,66 @@ def test_masks_are_the_objects_pixels_not_their_boxes(pictures):
     assert found["painted", "mask_iou_tuned_chance"].value < 0.5
     assert found["painted", "pxap_mean_map"].value < 0.9
     assert len(found["painted", "mask_iou_tuned"].values) == len(pictures)
+
+
+def test_numbers_of_a_whole_set_have_intervals_and_grids_their_chance(pictures):
+    found = values(
+        digit_model(), pictures, ["class_evidence"], ["max_box_acc", "max_box_acc_v2", "pxap", "grid_pointing"]
+    )
+    for metric in ("max_box_acc", "max_box_acc_v2", "pxap", "pxap_chance"):
+        record = found["class_evidence", metric]
+        assert record.low < record.high
+        assert record.low <= record.value <= record.high
+    assert 0 < found["class_evidence", "grid_pointing_chance"].value < 1
+    assert found["class_evidence", "grid_pointing_chance"].better == ""
+    of_two = combine({"a": [found["class_evidence", "pxap"]], "b": [found["class_evidence", "pxap"]]})[0]
+    assert of_two["high"] == pytest.approx(found["class_evidence", "pxap"].high)  # two runs alike add nothing
+
+
+def test_a_grid_is_asked_about_each_of_its_classes_and_by_chance_about_another(pictures):
+    class Cells(Explainer):
+        """All of the map in the first cell, whatever class is asked."""
+
+        name, class_targeted = "cells", True
+
+        def raw_maps(self, images, class_idx):
+            maps = torch.zeros(len(images), 1, 2, 2)
+            maps[..., 0, 0] = 1.0
+            return torch.nn.functional.interpolate(maps, images.shape[-2:], mode="nearest")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(EXPLAINERS, "cells", Cells)
+        found = values(digit_model("plain"), pictures, ["cells"], ["grid_pointing"])
+    assert found["cells", "grid_pointing"].value == pytest.approx(1 / 4)
+    assert found["cells", "grid_pointing_chance"].value == pytest.approx(1 / 4)
+
+
+def test_a_level_grid_is_not_ranked_by_the_rounding_of_its_enlargement():
+    torch.manual_seed(0)
+    model = lficam.create_model("cifar_resnet20", "plain", 2)  # 4 pixels are one cell
+    model.config.class_names, model.config.preprocessing = ["a", "b"], Preprocessing(4, 4)
+    noise = torch.randint(0, 256, (50, 3, 4, 4), dtype=torch.uint8)
+    pictures = Pictures(noise, torch.arange(50) % 2, ["a", "b"], [str(number) for number in range(50)])
+    found = values(model, pictures, ["class_evidence"], ["patch_deletion", "sanity"])
+    assert found["class_evidence", "patch_deletion"].note == "n/a: no picture can be judged"
+    assert found["class_evidence", "randomised"].note == "n/a: no picture can be judged"
+
+
+def test_a_model_that_answers_nothing_is_refused(pictures):
+    model = digit_model()
+    torch.nn.init.constant_(model.linear_head.bias, torch.nan)
+    for group in ("swap", "average_drop", "patch_deletion"):
+        with pytest.raises(InvalidInputError, match="NaN or infinity to 13 of 13 pictures, first to digits-in-scenes"):
+            values(model, pictures, ["attention"], [group])
+
+
+def test_what_cannot_be_otherwise_is_said():
+    asked = ["sanity", "patch_deletion"]
+    holes, layer = sorted(measuring.about(digit_model(), asked), key=lambda note: "layer" in note)
+    assert "Patch deletion" in holes
+    assert "cannot react to that layer" in layer
+    assert measuring.about(digit_model("plain"), ["sanity"]) == []
+    assert measuring.about(digit_model(), ["road"]) == []
 
 
 def test_any_of_two_objects_is_a_right_answer_to_a_swap():

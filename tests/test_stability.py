@@ -67,6 +67,15 @@ def test_runs_that_cannot_be_compared_are_refused(pictures):
     other.config.preprocessing = Preprocessing(DIGIT_SIZE, DIGIT_SIZE + 4)
     with pytest.raises(InvalidInputError, match="a and b have different preprocessing"):
         measure_stability({"a": digit_model(seed=0), "b": other}, pictures, "digits")
+    with pytest.raises(InvalidInputError, match="at least two to compare, got 1"):
+        stability_of_maps({"a": torch.rand(4, 1, 4, 4)}, torch.zeros(4), {})
+    with pytest.raises(InvalidInputError, match="one a picture"):
+        stability_of_maps({"a": torch.rand(4, 1, 4, 4), "b": torch.rand(3, 1, 4, 4)}, torch.zeros(4), {})
+    with pytest.raises(InvalidInputError, match="labels: expected 4, one a picture, got 3"):
+        stability_of_maps({"a": torch.rand(4, 1, 4, 4), "b": torch.rand(4, 1, 4, 4)}, torch.zeros(3), {})
+    deeper = digit_model(seed=1, backbone="cifar_resnet32")
+    with pytest.raises(InvalidInputError, match="different backbone"):
+        measure_stability({"a": digit_model(seed=0), "b": deeper}, pictures, "digits")
     with pytest.raises(InvalidInputError, match="different class_names"):
         measure_stability({"a": digit_model(seed=0), "b": digit_model(seed=0, classes=3)}, pictures, "digits")
 
@@ -159,6 +168,12 @@ def test_runs_trained_on_other_data_are_refused(pictures):
     other.config.training = {"data": "planted-shortcut"}
     with pytest.raises(InvalidInputError, match="different training data"):
         measure_stability({"a": one, "b": other}, pictures, "digits")
+    one.config.training = {"data": "folder:pets", "data_sha256": "1"}
+    other.config.training = {"data": "folder:pets", "data_sha256": "2"}
+    with pytest.raises(InvalidInputError, match="different training data"):
+        measure_stability({"a": one, "b": other}, pictures, "digits")
+    other.config.training = {"data": "folder:the-same-elsewhere", "data_sha256": "1"}
+    measure_stability({"a": one, "b": other}, pictures, "digits", limit=2)
     one.config.training, other.config.training = {"hidden_patch": 0.5}, {"hidden_patch": 0.0}
     with pytest.raises(InvalidInputError, match="different hidden patches in training"):
         measure_stability({"a": one, "b": other}, pictures, "digits")

@@ -14,7 +14,7 @@ from PIL import Image
 
 import lficam
 from lficam.cli import main
-from lficam.errors import InvalidInputError, RunError
+from lficam.errors import DataError, InvalidInputError, RunError
 from lficam.measuring import SCHEMA
 from lficam.sweep import draw_panels, paired_interval, read_sweep, run_sweep, summary, write_summary
 
@@ -146,6 +146,31 @@ def test_it_goes_on_from_its_records_when_the_runs_are_gone(swept, folder, monke
         }
 
     assert plain(after) == pytest.approx(plain(before), abs=1e-4)
+
+
+def test_runs_on_other_pictures_are_refused_before_they_are_trained(swept, folder):
+    home, _ = swept
+    copy = home.parent / "elsewhere" / home.name
+    shutil.copytree(home, copy)
+    kept = [row for row in rows_of(copy) if row["run"] != "w-1-k-1"]
+    (copy / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    other = home.parent / "other-pictures"
+    shutil.copytree(folder, other)
+    (other / "test" / "cat" / "0.png").rename(other / "test" / "cat" / "another.png")
+    with pytest.raises(DataError, match="others than those"):
+        run_sweep(read_sweep(copy / "sweep.yaml", f"folder:{other}"), home.parent / "no-runs")
+    assert not (home.parent / "no-runs" / home.name / "w-1-k-1").exists()
+
+
+def test_maps_of_other_pictures_are_not_compared(swept, folder):
+    home, runs = swept
+    copy = home.parent / "mixed"
+    shutil.copytree(home, copy)
+    path = copy / "maps" / "w-1-k-1.npz"
+    maps = dict(np.load(path))
+    np.savez_compressed(path, **{**maps, "labels": 1 - maps["labels"]})
+    with pytest.raises(RunError, match=r"w-1-k-1.npz has the maps of other pictures"):
+        run_sweep(read_sweep(copy / "sweep.yaml", f"folder:{folder}"), runs)
 
 
 def test_what_another_process_records_meanwhile_is_kept(swept, folder, monkeypatch):

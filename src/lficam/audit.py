@@ -11,7 +11,7 @@ from lficam.data.pictures import Pictures
 from lficam.errors import InvalidInputError
 from lficam.evaluation import carried, require_comparable
 from lficam.explainers import VERSUS
-from lficam.measuring import BASELINES, Record, about_patch_deletion, combine, measure_run
+from lficam.measuring import BASELINES, Record, about, combine, measure_run
 from lficam.metrics.intervals import Mean, bootstrap_mean
 from lficam.models.plain import PlainClassifier
 from lficam.stability import measure_stability
@@ -131,7 +131,7 @@ def audit(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str
         "swapped": len(many),
         "margins": MARGINS,
     }
-    return Audit(facts, verdicts, _notes(first), combine(records))
+    return Audit(facts, verdicts, about(first, ["patch_deletion", "sanity"]), combine(records))
 
 
 def _values(records: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], Tensor]:
@@ -197,10 +197,9 @@ def _from_the_weights(values: Mapping[tuple[str, str], Tensor], name: str) -> Ve
     claim, key = "comes of the learned weights", (name, "randomised")
     if key not in values or values[key].isnan().all(dim=1).any():
         return Verdict(claim, name, "unknown", None, None, None, "no map but flat ones to compare")
-    kept = _mean(values[key])
-    least, most = (kept.low, kept.high) if kept.value >= 0 else (-kept.high, -kept.low)  # turned around is kept too
-    word: Word = "holds" if most < RANKS_KEPT else "fails" if least > RANKS_KEPT else "unknown"
-    reason = f"rank correlation with the map after all weights are lost: {_shown(kept)}"
+    kept = _mean(values[key].abs())  # a map that is turned around is kept too
+    word: Word = "holds" if kept.high < RANKS_KEPT else "fails" if kept.low > RANKS_KEPT else "unknown"
+    reason = f"rank correlation with the map after all weights are lost, whichever its sign: {_shown(kept)}"
     return Verdict(claim, name, word, kept.value, kept.low, kept.high, reason)
 
 
@@ -226,17 +225,6 @@ def _stable(name: str, own: Mapping[str, Any], trivial: Mapping[str, Any]) -> Ve
 
 def _as_mean(row: Mapping[str, Any]) -> Mean:
     return Mean(row["corrected"], row["low"], row["high"], row["left_out"])
-
-
-def _notes(model: PlainClassifier) -> list[str]:
-    notes = [about_patch_deletion(model)]
-    if model.config.method == "plain" or getattr(model, "fin_name", "") == "first_guess":
-        return notes
-    return [
-        *notes,
-        "The attention map is made before the classifier's last layer and has no class: it cannot react to that layer "
-        "(its rank correlation is 1 when the layer is lost), and it cannot say why one class and not another.",
-    ]
 
 
 def _word(difference: Mean, margin: float) -> Word:

@@ -267,7 +267,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
         BASELINES,
         DEFAULT_EXPLAINERS,
         DEFAULT_MEASURES,
-        about_patch_deletion,
+        about,
         combine,
         measure_run,
     )
@@ -283,9 +283,9 @@ def _measure(options: Namespace) -> dict[str, Any]:
         records[run] = measure_run(run, model, pictures, options.data, list(beside), metrics)
     rows = combine(records)
     print_measures(f"{options.data}: {len(pictures)} pictures, {len(models)} runs, 95 % intervals", rows)
-    note = about_patch_deletion(next(iter(models.values()))) if "patch_deletion" in metrics else ""
-    print(note, end="\n" if note else "")
-    return {"source": options.data, "pictures": len(pictures), "rows": rows, "note": note}
+    notes = about(next(iter(models.values())), metrics)
+    print(*notes, sep="\n", end="\n" if notes else "")
+    return {"source": options.data, "pictures": len(pictures), "rows": rows, "notes": notes}
 
 
 def _load_all(options: Namespace) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from lficam.errors import DataError, InvalidInputError
 from lficam.explainers import VERSUS, create_explainer
 from lficam.explainers.base import Explainer
 from lficam.files import write_json
-from lficam.functional import min_max
 from lficam.metrics.classification import calibration_error, per_class, rate, rate_over_pictures, top_k_misses
-from lficam.metrics.localization import points_into, region_iou, shuffled, widened
+from lficam.metrics.localization import mean_map, points_into, region_iou, shuffled, widened
+from lficam.models.abn import ABNClassifier
 from lficam.models.backbones import count_parameters
 from lficam.models.lfi import LFIClassifier
 from lficam.models.plain import PlainClassifier
@@ -35,7 +35,7 @@ EVALUATION_FILE = "evaluation.json"
 GALLERY_SIDE = 160
 UNIFORM = "uniform (w = 1/K for the FIN)"
 _GALLERY_SIZE = 12
-_ALIKE = ("class_names", "preprocessing", "method")
+_ALIKE = ("class_names", "preprocessing", "method", "options", "backbone", "backbone_args")
 
 
 @dataclass
@@ -104,6 +104,30 @@ class Subject:
         """(N, C) float32 on the CPU, of this model or another one."""
         return torch.cat([model(images).float().cpu() for images, _ in self.batches(description)])
 
+    @torch.inference_mode()
+    def logits_with(self, maps: Tensor, description: str) -> Tensor:
+        """`logits` of the model with these maps (N, 1, h, w) in place of its own."""
+        assert isinstance(self.model, LFIClassifier | ABNClassifier)
+        with_map = self.model.answer_with
+        return torch.cat(
+            [with_map(images, maps[part].to(images)).float().cpu() for images, part in self.batches(description)]
+        )
+
+    def require_answers(self, logits: Tensor) -> Tensor:
+        """The logits (N, C), of which something can be said.
+
+        Raises:
+            InvalidInputError: NaN or infinite ones.
+        """
+        broken = ~torch.isfinite(logits).all(dim=1)
+        if broken.any():
+            first = self.pictures.names[int(broken.int().argmax())]
+            raise InvalidInputError(
+                f"model: answers NaN or infinity to {int(broken.sum())} of {len(logits)} pictures, first to {first}; "
+                "train it anew, or in float32."
+            )
+        return logits
+
     def maps(
         self, explainer: Explainer, class_idx: Tensor | None, versus: Tensor | None = None, raw: bool = False
     ) -> Tensor:
@@ -148,7 +172,7 @@ def evaluate(
     require_same_classes(model, pictures, source)
     with in_eval_mode(model), progress_bar() as progress:
         subject = Subject(model, pictures, preprocessing, batch_size, progress)
-        logits = subject.logits(model, "classifying")
+        logits = subject.require_answers(subject.logits(model, "classifying"))
         evaluation = Evaluation(
             facts={
                 "source": source,
@@ -233,7 +257,7 @@ def carried(model: PlainClassifier, explainers: Sequence[str]) -> list[str]:
 
 
 def require_comparable(models: Mapping[str, PlainClassifier]) -> None:
-    """Refuse models of other classes, preprocessing, methods or training data: runs alike but for their training.
+    """Refuse models of other classes, preprocessing, methods, backbones or training data: alike but for their training.
 
     Raises:
         InvalidInputError: the first that differs from the first.
@@ -242,12 +266,17 @@ def require_comparable(models: Mapping[str, PlainClassifier]) -> None:
     for name, model in others:
         ours, theirs = first.config, model.config
         pairs = {field_name: (getattr(ours, field_name), getattr(theirs, field_name)) for field_name in _ALIKE}
-        pairs["training data"] = ours.training.get("data"), theirs.training.get("data")
+        pairs["training data"] = _training_data(ours.training), _training_data(theirs.training)
         if None not in (knows_holes(first), knows_holes(model)):
             pairs["hidden patches in training"] = knows_holes(first), knows_holes(model)
         for what, (one, other) in pairs.items():
             if one != other:
                 raise InvalidInputError(f"runs: {first_name} and {name} have different {what}; compare runs alike.")
+
+
+def _training_data(training: Mapping[str, Any]) -> str | None:
+    """What a model was trained on: the digest of its pictures, where its training wrote one down."""
+    return training.get("data_sha256") or training.get("data")
 
 
 def knows_holes(model: PlainClassifier) -> bool | None:
@@ -355,13 +384,12 @@ def _held_against(maps: list[Tensor], all_boxes: Tensor) -> dict[str, Any]:
     maps = [of_object[known] for of_object in maps]
     other = shuffled(int(known.sum()))
     of_others = [of_object[other] for of_object in boxes]
-    mean_map = min_max(torch.cat(maps).mean(dim=0, keepdim=True)).expand_as(maps[0])
     hits = [points_into(m, b) for m, b in zip(maps, boxes, strict=True)]
     figures: dict[str, Any] = {"pointing": rate_over_pictures(torch.stack(hits, dim=1))._asdict()}
     figures["box_iou"] = _mean_of(region_iou, maps, boxes)
     for control, (held, against) in {
         "chance": (maps, of_others),
-        "mean_map": ([mean_map] * len(maps), boxes),
+        "mean_map": (list(mean_map(torch.cat(maps)).chunk(len(maps))), boxes),
     }.items():
         figures[f"pointing_{control}"] = _mean_of(points_into, held, against)
         figures[f"box_iou_{control}"] = _mean_of(region_iou, held, against)

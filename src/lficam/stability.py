@@ -1,7 +1,7 @@
 """Do models trained alike explain alike? Maps of several runs on the same pictures, against each other and chance."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,24 +16,27 @@ from lficam.data.pictures import Pictures
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.evaluation import Subject, require_comparable, require_same_classes
 from lficam.explainers import EXPLAINERS, VERSUS, create_explainer
+from lficam.metrics.checks import require_maps
 from lficam.metrics.intervals import jackknife_margin, percentiles, resampled_means
 from lficam.metrics.stability import (
-    area_matched_iou,
+    PAPER_THRESHOLD,
+    SPEARMAN,
+    SSIM,
+    Likeness,
     chance_corrected,
-    map_iou,
+    highest,
     partners_of_one_class,
-    rank_correlation,
-    structural_similarity,
+    thresholded,
 )
 from lficam.models.plain import PlainClassifier
 from lficam.progress import progress_bar
 
-MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "iou": map_iou,
-    "iou_top_10": lambda maps, others: area_matched_iou(maps, others, 0.1),
-    "iou_top_30": lambda maps, others: area_matched_iou(maps, others, 0.3),
-    "rank_correlation": rank_correlation,
-    "structural_similarity": structural_similarity,
+MEASURES: dict[str, Likeness] = {
+    "iou": thresholded(PAPER_THRESHOLD),
+    "iou_top_10": highest(0.1),
+    "iou_top_30": highest(0.3),
+    "rank_correlation": SPEARMAN,
+    "structural_similarity": SSIM,
 }
 _BATCH = 128
 
@@ -96,8 +99,7 @@ def measure_stability(
     ...
     lficam.errors.InvalidInputError: runs: expected at least two to compare, got 0.
     """
-    if len(models) < 2:
-        raise InvalidInputError(f"runs: expected at least two to compare, got {len(models)}.")
+    _require_several(models)
     require_same_question(explainer)
     require_comparable(models)
     require_same_classes(next(iter(models.values())), pictures, source)
@@ -112,15 +114,33 @@ def stability_of_maps(
     facts: Mapping[str, Any],
     validation: Mapping[str, float | None] | None = None,
 ) -> Stability:
-    """`measure_stability` of maps (N, 1, H, W) that are there already, by run, all of the same labelled pictures."""
-    partners = partners_of_one_class(labels)
-    rows = [_pair(one, other, maps, partners) for one, other in combinations(maps, 2)]
+    """`measure_stability` of maps (N, 1, H, W) that are there already, by run, all of the same labelled pictures.
+
+    Raises:
+        InvalidInputError: fewer than two runs, or maps that are not one of each picture, all of one size.
+    """
+    _require_several(maps)
+    like = next(iter(maps.values()))
+    for of_run in maps.values():
+        require_maps(of_run, like)
+    if len(labels) != len(like):
+        raise InvalidInputError(f"labels: expected {len(like)}, one a picture, got {len(labels)}.")
+    partners, runs = partners_of_one_class(labels), list(combinations(maps, 2))
+    pairs = {name: _compared(likeness, maps, runs, partners) for name, likeness in MEASURES.items()}
     return Stability(
         facts={**facts, "pictures": len(labels), "runs": list(maps)},
-        measures=[_measure(name, rows) for name in MEASURES],
-        pairs=[{"runs": row["runs"], **{name: _number(row[name][0].nanmean()) for name in MEASURES}} for row in rows],
-        paper=_papers(rows, validation or {}, list(maps)),
+        measures=[_measure(name, pairs[name], runs) for name in MEASURES],
+        pairs=[
+            {"runs": list(names), **{name: _number(pairs[name][place, 0].nanmean()) for name in MEASURES}}
+            for place, names in enumerate(runs)
+        ],
+        paper=_papers(pairs["iou"], runs, validation or {}),
     )
+
+
+def _require_several(runs: Mapping[str, Any]) -> None:
+    if len(runs) < 2:
+        raise InvalidInputError(f"runs: expected at least two to compare, got {len(runs)}.")
 
 
 def require_same_question(explainer: str) -> None:
@@ -146,25 +166,29 @@ def _maps(model: PlainClassifier, pictures: Pictures, explainer: str) -> Tensor:
         return subject.maps(create_explainer(explainer, model), pictures.labels)
 
 
-def _pair(one: str, other: str, maps: Mapping[str, Tensor], partners: Tensor) -> dict[str, Any]:
-    """Values (N,) of each measure, of the pictures' own maps and of those held against a partner's; NaN is left out."""
-    has_partner = partners >= 0
-    row: dict[str, Any] = {"runs": [one, other]}
-    for name, measure in MEASURES.items():
+def _compared(
+    likeness: Likeness, maps: Mapping[str, Tensor], runs: Sequence[tuple[str, str]], partners: Tensor
+) -> Tensor:
+    """(P, 2, N) of P pairs of runs: of the pictures' own maps, and of those held against a partner's; NaN is left out.
+
+    What is prepared of a run serves all its pairs.
+    """
+    has_partner, prepared = partners >= 0, {run: likeness.prepare(of_run) for run, of_run in maps.items()}
+    found = []
+    for one, other in ((prepared[one], prepared[other]) for one, other in runs):
         by_chance = torch.full((len(partners),), torch.nan)
         if has_partner.any():
-            by_chance[has_partner] = measure(maps[one][has_partner], maps[other][partners[has_partner]])
-        row[name] = torch.stack((measure(maps[one], maps[other]), by_chance))
-    return row
+            by_chance[has_partner] = likeness.compare(one[has_partner], other[partners[has_partner]])
+        found.append(torch.stack((likeness.compare(one, other), by_chance)))
+    return torch.stack(found)
 
 
-def _measure(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    pairs = torch.stack([row[name] for row in rows])  # (P, 2, N): pairs, own or shuffled, pictures
+def _measure(name: str, pairs: Tensor, runs: Sequence[tuple[str, str]]) -> dict[str, Any]:
     value, shuffled = pairs.nanmean(dim=(0, 2))
     corrected = chance_corrected(value, shuffled)
-    without = _without_each(pairs, [row["runs"] for row in rows])
+    without = _without_each(pairs, runs)
     low, high = _interval(pairs, float(corrected), without)
-    deviation = pairs[:, 0].nanmean(dim=1).std() if len(rows) > 1 else torch.tensor(torch.nan)
+    deviation = pairs[:, 0].nanmean(dim=1).std() if len(runs) > 1 else torch.tensor(torch.nan)
     return {
         "measure": name,
         "value": _number(value),
@@ -208,14 +232,14 @@ def _number(value: Tensor) -> float | None:
 
 
 def _papers(
-    rows: Sequence[Mapping[str, Any]], validation: Mapping[str, float | None], names: Sequence[str]
+    pairs: Tensor, runs: Sequence[tuple[str, str]], validation: Mapping[str, float | None]
 ) -> dict[str, Any] | None:
-    accuracies = {name: validation.get(name) for name in names}
+    accuracies = {name: validation.get(name) for pair in runs for name in pair}
     if any(value is None for value in accuracies.values()):
         return None
-    baseline = max(names, key=lambda name: accuracies[name] or 0.0)
-    values = torch.stack([row["iou"][0] for row in rows if baseline in row["runs"]])
-    return {"baseline": baseline, "iou": _number(values.nanmean(dim=1).nanmean())}
+    baseline = max(accuracies, key=lambda name: accuracies[name] or 0.0)
+    with_baseline = pairs[[baseline in pair for pair in runs], 0]
+    return {"baseline": baseline, "iou": _number(with_baseline.nanmean(dim=1).nanmean())}
 
 
 def require_figure(path: Path) -> None:

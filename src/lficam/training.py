@@ -409,7 +409,7 @@ def fit(recipe: Recipe, out: str | Path, resume: str = "auto", source: Source | 
             progress.close()
             keeper.release()
     if trainer.is_global_zero:
-        metrics = _choose_weights(directory, task, trainer, validated=source.validation is not None)
+        metrics = _choose_weights(directory, task, trainer, source)
         model.save_pretrained(directory)  # before anything else is tried: it is what the training was for
         if before is not None:
             metrics["retrofit"] = compare_with(before, model, source.test, resolve_device(recipe.device))
@@ -585,9 +585,9 @@ def _chosen_by(validated: bool, checkpoint: Any) -> str:
     return "best accuracy on the validation part" if checkpoint else "last epoch (the best checkpoint was damaged)"
 
 
-def _choose_weights(directory: Path, task: ClassificationTask, trainer: pl.Trainer, validated: bool) -> dict[str, Any]:
+def _choose_weights(directory: Path, task: ClassificationTask, trainer: pl.Trainer, source: Source) -> dict[str, Any]:
     """Give the model its best or last weights and the facts of its training; returns what metrics.json tells."""
-    model, recipe = task.model, task.recipe
+    model, recipe, validated = task.model, task.recipe, source.validation is not None
     curves = read_curves(directory)
     chosen = len(curves) - 1
     checkpoint = _best_checkpoint(directory / CHECKPOINTS / BEST) if validated else None
@@ -606,6 +606,7 @@ def _choose_weights(directory: Path, task: ClassificationTask, trainer: pl.Train
     }
     model.config.training = {
         "data": shown_source(recipe.data),
+        "data_sha256": source.training_sha256,
         "epochs": recipe.epochs,
         "seed": recipe.seed,
         "hidden_patch": recipe.hidden_patch,

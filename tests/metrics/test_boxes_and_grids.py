@@ -3,16 +3,22 @@
 import pytest
 import torch
 from sklearn.metrics import average_precision_score
+from torchmetrics.functional.classification import binary_average_precision
 
 from lficam.errors import InvalidInputError
+from lficam.measuring.measures import _tuned
 from lficam.metrics.localization import (
+    any_region_found,
     box_masks,
     energy_share,
     grid_share,
+    largest_region_found,
     mask_iou,
     max_box_acc,
     max_box_acc_v2,
+    mean_map,
     pixel_average_precision,
+    pixels_found,
     region_iou,
     tuned_threshold,
 )
@@ -110,8 +116,42 @@ def test_the_tuned_threshold_is_the_best_one(maps, boxes):
     assert means[tuned_threshold(maps, boxes)] == max(means.values())
 
 
+def test_the_pictures_that_a_threshold_is_chosen_on_are_not_judged():
+    """Every second picture wants its right pixel alone, which takes a threshold above 0.8; the others want both."""
+    maps = torch.tensor([[[[0.8, 1.0]]], [[[0.1, 1.0]]]] * 2)
+    boxes = torch.tensor([[1.0, 0.0, 2.0, 1.0], [0.0, 0.0, 2.0, 1.0]] * 2)
+    values = _tuned(region_iou)(maps, boxes)
+    assert values.isnan().tolist() == [True, False, True, False]
+    assert values[1::2].tolist() == [0.5, 0.5]
+    assert tuned_threshold(maps[1::2], boxes[1::2]) < 0.2
+
+
+def test_a_set_that_holds_pictures_several_times_is_measured_as_it_stands(maps, boxes):
+    counts = torch.tensor([[2.0, 0.0, 1.0, 3.0]])
+    chosen = torch.tensor([0, 0, 2, 3, 3, 3])
+    masks = box_masks(boxes, (6, 8))
+    for statistic, measure, truths in (
+        (largest_region_found, max_box_acc, boxes),
+        (any_region_found, max_box_acc_v2, boxes),
+        (pixels_found, pixel_average_precision, masks),
+    ):
+        found = statistic(maps, truths)(counts)
+        assert found.item() == pytest.approx(measure(maps[chosen], truths[chosen]), abs=1e-6)
+
+
+def test_the_mean_of_flat_maps_stays_what_it_is(maps):
+    assert torch.equal(mean_map(torch.ones(2, 1, 3, 3)), torch.ones(2, 1, 3, 3))
+    found = mean_map(maps)
+    mean = sum(maps) / 4
+    torch.testing.assert_close(found[2], (mean - mean.min()) / (mean.max() - mean.min()))
+
+
 def test_pixel_average_precision_is_scikit_learns(maps, boxes):
     masks = box_masks(boxes, (6, 8))
+    at_the_same_levels = binary_average_precision(maps.flatten(), masks.flatten().long(), thresholds=1000)
+    assert pixel_average_precision(maps, masks) == pytest.approx(float(at_the_same_levels), abs=1e-6)
+    with pytest.raises(InvalidInputError, match=r"values in \[0, 1\], got 0"):
+        pixel_average_precision(255 * maps, masks)
     expected = average_precision_score(masks.flatten().numpy(), maps.flatten().numpy())
     assert pixel_average_precision(maps, masks) == pytest.approx(expected, abs=2e-3)  # 1,000 thresholds
     assert pixel_average_precision(torch.ones(4, 1, 6, 8), masks) == pytest.approx(91 / 192, abs=1e-6)

@@ -8,12 +8,18 @@ import pytest
 import torch
 import torchcam
 from pytorch_grad_cam.metrics.cam_mult_image import DropInConfidence, IncreaseInConfidence
+from pytorch_grad_cam.metrics.perturbation_confidence import (
+    PerturbationConfidenceMetric,
+    RemoveLeastRelevantFirst,
+    RemoveMostRelevantFirst,
+)
 from pytorch_grad_cam.metrics.road import NoisyLinearImputer
 from scipy.stats import pearsonr, spearmanr
 from torch import nn
 from torchcam.metrics import ClassificationMetric, DeletionInsertionMetric
 
 from lficam.errors import InvalidInputError
+from lficam.metrics import faithfulness
 from lficam.metrics.faithfulness import (
     adcc,
     average_drop,
@@ -121,6 +127,13 @@ def test_average_drop_and_gain_are_of_the_same_masked_pictures_as_grad_cams(imag
     assert (drop[gain > 0] == 0).all()
 
 
+def test_average_gain_by_hand():
+    """From 0.4 to 0.7 of what is missing to 1, from 0.8 down to 0.7, and from 0.4 to 0.4."""
+    images, answers = torch.zeros(3, 3, 2, 2), [torch.tensor([0.4, 0.8, 0.4]), torch.tensor([0.7, 0.7, 0.4])]
+    found = average_gain(lambda _: answers.pop(0), images, torch.zeros(3, 1, 2, 2))
+    assert found.tolist() == pytest.approx([0.5, 0.0, 0.0])
+
+
 def test_a_map_of_ones_neither_drops_nor_gains_and_adcc_is_not_fooled(images, weights):
     ones = torch.ones(3, 1, 12, 10)
     model = Probabilities(weights)
@@ -157,6 +170,8 @@ def test_what_does_not_fit_is_refused(images, maps):
         insertion(score, images, maps, steps=0)
     with pytest.raises(InvalidInputError, match="maps"):
         patch_deletion_correlation(torch.zeros(2, 4, 4), maps)
+    with pytest.raises(InvalidInputError, match="sides of at least 12"):
+        patch_deletion_correlation(torch.rand(3, 12, 12), maps)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.97])
@@ -178,6 +193,24 @@ def test_imputation_adds_noise_where_pixels_went_and_survives_losing_all(images)
     assert torch.equal(filled[0, :, 6:], images[0, :, 6:])
     assert 0.005 < float((filled - without)[removed.expand(-1, 3, -1, -1)].std()) < 0.02
     assert torch.equal(without[1], torch.zeros(3, 12, 10))
+
+
+def test_road_is_grad_cams(images, maps, weights, monkeypatch):
+    """Half of what it scores without the lowest pixels above what it scores without the highest, without its noise."""
+    model, targets = Probabilities(weights), [lambda output: output[0]] * 3
+    parts = []
+    for percentile in (20, 40, 60, 80):
+        without_highest, without_lowest = (
+            PerturbationConfidenceMetric(order(percentile, NoisyLinearImputer(noise=0.0)))(
+                images, maps[:, 0].numpy(), targets, model
+            )
+            for order in (RemoveMostRelevantFirst, RemoveLeastRelevantFirst)
+        )
+        parts.append((without_lowest - without_highest) / 2)
+    monkeypatch.setattr(faithfulness, "impute", lambda pictures, gone, seed: impute(pictures, gone, seed, noise=0.0))
+    found = road(lambda pictures: model(pictures)[:, 0], images, maps)
+    assert found.abs().min() > 1e-3
+    assert found.numpy() == pytest.approx(sum(parts) / 4, abs=1e-5)
 
 
 def test_road_rewards_the_right_order_and_its_opposite_costs_as_much(images, weights):

@@ -63,6 +63,27 @@ def test_structural_similarity_of_one_picture_at_a_time():
     torch.testing.assert_close(found, alone)
 
 
+def test_structural_similarity_by_the_book():
+    """Wang et al. 2004, equation 13, around each pixel: 11 pixels, a Gaussian of 1.5, the borders mirrored."""
+    maps, others = (random_maps(seed).double() for seed in (0, 1))
+    place = torch.arange(11.0).double() - 5
+    bell = torch.exp(-(place**2) / (2 * 1.5**2))
+    window = bell[:, None] * bell / (bell[:, None] * bell).sum()
+    wide = [torch.nn.functional.pad(whole, (5, 5, 5, 5), mode="reflect")[:, 0] for whole in (maps, others)]
+    for found, one, other in zip(structural_similarity(maps, others), *wide, strict=True):
+        values = []
+        for y in range(12):
+            for x in range(12):
+                a, b = (whole[y : y + 11, x : x + 11] for whole in (one, other))
+                mean_a, mean_b = (window * a).sum(), (window * b).sum()
+                var_a, var_b = (window * (a - mean_a) ** 2).sum(), (window * (b - mean_b) ** 2).sum()
+                both = (window * (a - mean_a) * (b - mean_b)).sum()
+                c1, c2 = 0.01**2, 0.03**2
+                shape = (2 * both + c2) / (var_a + var_b + c2)
+                values.append((2 * mean_a * mean_b + c1) / (mean_a**2 + mean_b**2 + c1) * shape)
+        assert found.item() == pytest.approx(float(sum(values) / 144), abs=1e-5)
+
+
 @given(st.integers(0, 1000), st.sampled_from([0.1, 0.3, 0.5]))
 def test_they_are_symmetric_and_perfect_for_itself(seed, share):
     maps, others = random_maps(seed), random_maps(seed + 1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lficam.errors import InvalidInputError
-from lficam.metrics.intervals import bootstrap_mean
+from lficam.metrics.intervals import bootstrap_mean, bootstrap_statistic
 from lficam.metrics.sanity import cascading_randomisation
 from lficam.metrics.use import SWAPS, divergence, effective_channels, label_agreement, swapped
 
@@ -37,6 +37,15 @@ def test_effective_channels_by_hand():
     assert found[0] == pytest.approx(4)
     assert found[1] == pytest.approx(4 / 3**0.75)  # exp(-(3/4 ln 3/4 + 1/4 ln 1/4))
     assert found[2].isnan()
+
+
+def test_labels_agree_by_hand_and_answers_that_are_none_are_refused():
+    one, other = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 3.0]]), torch.tensor([[9.0, 1.0, 8.0], [4.0, 1.0, 3.0]])
+    assert label_agreement(one, other).tolist() == [1.0, 0.0]
+    broken = one.clone().fill_(torch.nan)
+    for measure in (label_agreement, divergence):
+        with pytest.raises(InvalidInputError, match="NaN or infinite"):
+            measure(broken, broken)
 
 
 def test_divergence_is_kullbacks_and_leiblers():
@@ -100,6 +109,12 @@ def test_a_mean_lies_in_its_interval_and_missing_values_do_not_count(values):
     else:
         assert min(known) - 1e-6 <= found.low <= found.high <= max(known) + 1e-6
     assert found.left_out == pytest.approx(1 - len(known) / len(values), abs=1e-6)
+
+
+def test_a_mean_as_a_number_of_the_whole_set_has_the_means_interval():
+    values = torch.rand(40, generator=torch.Generator().manual_seed(0))
+    found = bootstrap_statistic(lambda counts: counts @ values / counts.sum(dim=1), 40)
+    assert found == pytest.approx(bootstrap_mean(values[None]), abs=1e-5)
 
 
 def test_values_of_a_wrong_shape_are_refused():

@@ -1,5 +1,7 @@
 """A labelled set of pictures, in memory or on disk, with the objects it knows of."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -75,6 +77,12 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def listing_sha256(self) -> str:
+        """Of the classes, names and labels: the same wherever the pictures lie; it knows nothing of their pixels."""
+        listing = [self.class_names, self.names, self.labels.tolist()]
+        return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
     def select(self, indices: Tensor) -> "Pictures":
         """The pictures at ``indices``, in that order."""

@@ -1,5 +1,7 @@
 """Data sources by name: ``folder:PATH``, public sets and the embedded scenes; and how they are split."""
 
+import hashlib
+import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -29,6 +31,14 @@ class Source:
     test: Pictures
     train: Pictures | None = None
     validation: Pictures | None = None
+
+    @property
+    def training_sha256(self) -> str:
+        """Of the names and labels of all pictures to train and to choose on, wherever they lie and however split."""
+        parts = [part for part in (self.train, self.validation) if part is not None]
+        pictures = sorted(pair for part in parts for pair in zip(part.names, part.labels.tolist(), strict=True))
+        name = "" if self.name.startswith(_FOLDER) else self.name
+        return hashlib.sha256(json.dumps([name, self.test.class_names, pictures]).encode()).hexdigest()
 
 
 def shown_source(name: str) -> str:

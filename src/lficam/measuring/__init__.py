@@ -41,7 +41,7 @@ class Record:
         group: the measure by the name that asks for it.
         metric: the value's own name; a group may give several.
         value: the mean over the pictures; None where none could be judged or the measure does not apply.
-        low: of its 95 % interval, by resampling pictures; None for a number of the whole set.
+        low: of its 95 % interval, by resampling pictures; None where there is one value in all.
         high: likewise.
         better: ``higher`` or ``lower``.
         left_out: share of pictures that could not be judged.
@@ -100,8 +100,18 @@ def measure(
                     yield _records(probe, name, group)
 
 
-def about_patch_deletion(model: PlainClassifier) -> str:
-    """What is to be known of every patch deletion of a model."""
+def about(model: PlainClassifier, measures: Sequence[str]) -> list[str]:
+    """What is to be known of some measures of a model: what cannot be otherwise by construction or training."""
+    notes = [_about_holes(model)] if "patch_deletion" in measures else []
+    if "sanity" in measures and model.config.method != "plain" and getattr(model, "fin_name", "") != "first_guess":
+        notes.append(
+            "The attention map is made before the classifier's last layer and has no class: it cannot react to that "
+            "layer (its rank correlation is 1 when the layer is lost), and it cannot say why one class and not another."
+        )
+    return notes
+
+
+def _about_holes(model: PlainClassifier) -> str:
     known = knows_holes(model)
     if known is None:
         return "Patch deletion: whether the model's training had hidden patches was not recorded."
@@ -147,7 +157,7 @@ def _record(name: str, group: str, metric: str, values: Tensor | OfTheSet) -> Re
     if metric.endswith(CONTROLS):
         better = ""
     if isinstance(values, OfTheSet):
-        return Record(name, group, metric, values.value, better=better, left_out=values.left_out)
+        return Record(name, group, metric, values.value, values.low, values.high, better, values.left_out)
     mean = bootstrap_mean(values[None])
     if mean is None:
         return Record(name, group, metric, None, better=better, left_out=1.0, note="n/a: no picture can be judged")
@@ -243,7 +253,7 @@ def combine(records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
 
 
 def _over_runs(judged: Sequence[Record]) -> dict[str, float | None]:
-    """The mean of one value of several runs, with its interval; a number of the whole set varies over runs alone."""
+    """The mean of one value of several runs, with its interval over runs and pictures."""
     values = [[torch.nan if value is None else value for value in record.values] for record in judged]
     if judged and all(values):
         mean = bootstrap_mean(torch.tensor(values))
@@ -253,6 +263,16 @@ def _over_runs(judged: Sequence[Record]) -> dict[str, float | None]:
         return {"value": None, "low": None, "high": None, "left_out": 1.0}
     of_runs = torch.tensor([record.value for record in judged])
     value, margin = float(of_runs.mean()), between_runs(of_runs)
-    low, high = (value - margin, value + margin) if len(judged) > 1 else (None, None)
+    low, high = (_edge(judged, side, value, margin) for side in ("low", "high"))
     left_out = sum(record.left_out for record in judged) / len(judged)
     return {"value": value, "low": low, "high": high, "left_out": left_out}
+
+
+def _edge(judged: Sequence[Record], side: str, value: float, between: float) -> float | None:
+    """Of a number of the whole set: what resampled pictures move it by, and runs, root of squares summed."""
+    edges = [getattr(record, side) for record in judged]
+    if None in edges and len(judged) == 1:
+        return None
+    over_pictures = 0.0 if None in edges else sum(edges) / len(edges) - value
+    margin = math.hypot(over_pictures, between)
+    return value - margin if side == "low" else value + margin

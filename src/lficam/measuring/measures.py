@@ -15,21 +15,24 @@ from lficam.explainers.fast import Classifier
 from lficam.measuring.probe import GRID, ONES, Probe
 from lficam.metrics import faithfulness, localization
 from lficam.metrics.classification import top_k_misses
+from lficam.metrics.intervals import Statistic, bootstrap_statistic
 from lficam.metrics.localization import shuffled
 from lficam.metrics.sanity import cascading_randomisation
 from lficam.metrics.stability import map_iou, rank_correlation
 from lficam.metrics.use import SWAPS, divergence, effective_channels, label_agreement, swapped
-from lficam.models.abn import ABNClassifier
+from lficam.models.backbones import count_parameters
 from lficam.models.lfi import LFIClassifier
 from lficam.models.plain import PlainClassifier
 
 
 @dataclass(frozen=True)
 class OfTheSet:
-    """A number that speaks of a whole set, and the share of its pictures that it had to leave out."""
+    """A number that speaks of a whole set, the share of its pictures that it had to leave out, and its interval."""
 
     value: float
     left_out: float
+    low: float | None = None
+    high: float | None = None
 
 
 Values = Mapping[str, Tensor | OfTheSet]
@@ -88,9 +91,10 @@ def _asked(
 
 
 def _blurred(images: Tensor) -> Tensor:
-    """A Gaussian of a tenth of the side: colours stay, things go."""
+    """A Gaussian of a tenth of the side: colours stay, things go. Along one side after the other, which is the same."""
     side = min(images.shape[-2:])
-    return TF.gaussian_blur(images, [2 * (side // 4) + 1] * 2, [max(side / 10, 0.5)] * 2)
+    taps, sigma = 2 * (side // 4) + 1, [max(side / 10, 0.5)] * 2
+    return TF.gaussian_blur(TF.gaussian_blur(images, [taps, 1], sigma), [1, taps], sigma)
 
 
 def _two_fills(area: Callable[..., Tensor]) -> Callable[[Probe, str], Values]:
@@ -128,7 +132,7 @@ def _adcc(probe: Probe, name: str) -> Values:
     return {"adcc": torch.cat(found)}
 
 
-Held = Callable[[Tensor, Tensor], Tensor | float]
+Held = Callable[[Tensor, Tensor], Tensor | Statistic]
 
 
 def _held_against(truth: str, name: str, measure: Held) -> Callable[[Probe, str], Values]:
@@ -142,8 +146,8 @@ def _held_against(truth: str, name: str, measure: Held) -> Callable[[Probe, str]
         maps, known, truths = _located(probe, explainer, truth)
         if len(maps) < 2:  # chance needs another picture
             return {name: torch.full((len(known),), torch.nan)}
-        mean_map = LF.min_max(maps.mean(dim=0, keepdim=True)).expand_as(maps)
-        rivals = {name: maps, f"{name}_chance": maps[shuffled(len(maps))], f"{name}_mean_map": mean_map}
+        by_chance, mean_map = maps[shuffled(len(maps))], localization.mean_map(maps)
+        rivals = {name: maps, f"{name}_chance": by_chance, f"{name}_mean_map": mean_map}
         return {metric: _spread(measure(held, truths), known) for metric, held in rivals.items()}
 
     return ask
@@ -159,10 +163,11 @@ def _located(probe: Probe, name: str, truth: str) -> tuple[Tensor, Tensor, Tenso
     return maps[known], known, (pixels if truth == "filled" else truths)[known]
 
 
-def _spread(values: Tensor | float, known: Tensor) -> Tensor | OfTheSet:
+def _spread(values: Tensor | Statistic, known: Tensor) -> Tensor | OfTheSet:
     """Values of the known pictures at their places among all, NaN at the others'."""
-    if isinstance(values, float):
-        return OfTheSet(values, 1 - float(known.float().mean()))
+    if not isinstance(values, Tensor):
+        of_known = bootstrap_statistic(values, int(known.sum()))
+        return OfTheSet(of_known.value, 1 - float(known.float().mean()), of_known.low, of_known.high)
     return torch.full((len(known),), torch.nan).masked_scatter(known, values.float())
 
 
@@ -183,14 +188,19 @@ def _grid_pointing(probe: Probe, name: str) -> Values:
     grids = _grids(probe.true)
     if not grids:
         raise InvalidInputError("metrics: grid_pointing needs pictures of four classes; leave it out.")
-    explainer, shares = create_explainer(name, probe.model), []
+    explainer, cells = create_explainer(name, probe.model), torch.arange(GRID**2)
+    shares = []
     for grid in grids:
         picture, asked = probe.side_by_side(grid), probe.true[grid]
-        maps = explainer(picture.expand(len(grid), -1, -1, -1), asked.to(picture.device), raw=True).cpu()
+        maps = torch.cat(explainer.for_targets(picture, asked.view(-1, 1).to(picture.device).unbind(), raw=True)).cpu()
         maps = LF.upsample(maps.relu(), (picture.shape[-2], picture.shape[-1]))
-        shares.append(localization.grid_share(maps, torch.arange(len(grid)), GRID).mean())
-    # Of a single grid there is no interval.
-    return {"grid_pointing": torch.stack(shares) if len(shares) > 1 else OfTheSet(float(shares[0]), left_out=0.0)}
+        # By chance: the maps of the other classes, held against the cell of this one.
+        other = maps[cells.roll(1)]
+        shares.append(torch.stack([localization.grid_share(of, cells, GRID).mean() for of in (maps, other)]))
+    found = dict(zip(("grid_pointing", "grid_pointing_chance"), torch.stack(shares, dim=1), strict=True))
+    if len(grids) > 1:
+        return found
+    return {metric: OfTheSet(float(value), left_out=0.0) for metric, value in found.items()}  # no interval of one
 
 
 def _grids(labels: Tensor, most: int = 50) -> list[Tensor]:
@@ -217,9 +227,20 @@ def stages_from_the_head(model: PlainClassifier) -> list[tuple[str, list[str]]]:
     trunk: nn.Module = model.backbone
     while len(children := list(trunk.children())) == 1 and list(children[0].children()):
         trunk = children[0]  # a wrapped network
-    parts = [child for child in trunk.children() if child is not model.linear_head]
-    with_weights = [named[part] for part in parts if next(part.parameters(), None) is not None]
-    return stages + [(f"trunk's {name.rpartition('.')[2]}", [name]) for name in reversed(with_weights)]
+    names = [named[part] for part in _parts(trunk) if part is not model.linear_head]
+    return stages + [(f"trunk's {name.removeprefix(f'{named[trunk]}.')}", [name]) for name in reversed(names)]
+
+
+def _parts(network: nn.Module) -> list[nn.Module]:
+    """A network's parts with weights, in order; one that holds nearly all of them is taken apart in turn."""
+    total, parts = count_parameters(network), []
+    for child in network.children():
+        weights = count_parameters(child)
+        if weights > 0.9 * total and list(child.children()):
+            parts += _parts(child)
+        elif weights:
+            parts.append(child)
+    return parts
 
 
 def _sanity(probe: Probe, name: str) -> Values:
@@ -230,7 +251,7 @@ def _sanity(probe: Probe, name: str) -> Values:
         with Probe(lost, probe.pictures) as other:
             other.predicted, other.runner_up = probe.predicted, probe.runner_up
             found[f"randomised_to_{stage}"] = rank_correlation(own, other.maps(name, raw=True))
-            forgotten = not torch.equal(probe.logits, other.logits)
+            forgotten = not torch.equal(probe.logits, other.subject.logits(lost, "classifying"))
     if not forgotten:
         raise InvalidInputError(
             "metrics: sanity lost all weights of a copy, and its answers stayed: this model is two functions over a "
@@ -242,19 +263,13 @@ def _sanity(probe: Probe, name: str) -> Values:
 
 def _swap(probe: Probe, _: str) -> Values:
     model = probe.model
-    assert isinstance(model, LFIClassifier | ABNClassifier)
     maps = probe.subject.maps(create_explainer("attention", model), None, raw=True)
     means = probe.subject.maps(create_explainer("feature_mean", model), None, raw=True)
     right = _right(probe, probe.logits)
     found = {"accuracy": right}
     for swap in SWAPS:
         put = swapped(swap, maps, shuffled(len(maps)), means)
-        with torch.inference_mode():
-            answers = [
-                model.answer_with(images, put[part].to(images)).float().cpu()
-                for images, part in probe.subject.batches(f"swapping: {swap}")
-            ]
-        logits = torch.cat(answers)
+        logits = probe.subject.logits_with(put, f"swapping: {swap}")
         found |= {
             f"agreement_with_{swap}": label_agreement(probe.logits, logits),
             f"accuracy_lost_with_{swap}": right - _right(probe, logits),
@@ -290,10 +305,12 @@ MEASURES: dict[str, Measure] = {
     "pointing": Measure("higher", _held_against("boxes", "pointing", localization.points_into), "boxes"),
     "energy": Measure("higher", _held_against("filled", "energy", localization.energy_share), "boxes"),
     "box_iou": Measure("higher", _held_against("boxes", "box_iou_tuned", _tuned(localization.region_iou)), "boxes"),
-    "max_box_acc": Measure("higher", _held_against("boxes", "max_box_acc", localization.max_box_acc), "boxes"),
-    "max_box_acc_v2": Measure("higher", _held_against("boxes", "max_box_acc_v2", localization.max_box_acc_v2), "boxes"),
+    "max_box_acc": Measure("higher", _held_against("boxes", "max_box_acc", localization.largest_region_found), "boxes"),
+    "max_box_acc_v2": Measure(
+        "higher", _held_against("boxes", "max_box_acc_v2", localization.any_region_found), "boxes"
+    ),
     "mask_iou": Measure("higher", _held_against("masks", "mask_iou_tuned", _tuned(localization.mask_iou)), "masks"),
-    "pxap": Measure("higher", _held_against("masks", "pxap", localization.pixel_average_precision), "masks"),
+    "pxap": Measure("higher", _held_against("masks", "pxap", localization.pixels_found), "masks"),
     "grid_pointing": Measure("higher", _grid_pointing, of="class_targeted"),
     "sanity": Measure("lower", _sanity),
     "swap": Measure("higher", _swap, of="attention"),

@@ -57,8 +57,8 @@ class Probe:
 
     @cached_property
     def logits(self) -> Tensor:
-        """(N, C), the model's answers."""
-        return self.subject.logits(self.model, "classifying")
+        """(N, C), the model's answers; refused where they are NaN."""
+        return self.subject.require_answers(self.subject.logits(self.model, "classifying"))
 
     @cached_property
     def predicted(self) -> Tensor:
@@ -146,4 +146,8 @@ class Probe:
         # A copy that has lost its weights is asked about the rival of the whole model, not about its own.
         versus = torch.where(asked == self.predicted, self.runner_up, self.predicted) if name == VERSUS else None
         maps = self.subject.maps(create_explainer(name, self.model), asked, versus, raw)
-        return LF.upsample(maps, (side, side)) if raw else maps
+        if not raw:
+            return maps
+        # A level map stays level to the bit, or the rounding of its enlargement would be ranked.
+        level = LF.is_flat(LF.min_max(maps)).view(-1, 1, 1, 1)
+        return torch.where(level, maps.mean(dim=(2, 3), keepdim=True), LF.upsample(maps, (side, side)))

@@ -55,11 +55,12 @@ def patch_drops(score: Score, images: Tensor, patches: int = 8, fill: Fill = 0.0
 def patch_deletion_correlation(drops: Tensor, maps: Tensor) -> Tensor:
     """Spearman's correlation of a map's patch sums and the patches' drops, in [-1, 1], higher is more faithful.
 
-    NaN where either is flat.
+    Source: Hesse et al. 2024 (IDSDS), section 3: single patches, ranked by what their loss costs. NaN where either is
+    flat.
 
     Args:
         drops: (N, P, P), of `patch_drops`, of a logit or of a margin.
-        maps: (N, 1, H, W); signed maps are taken with their signs.
+        maps: (N, 1, H, W), H and W at least P; signed maps are taken with their signs.
 
     >>> drops = torch.tensor([[[1.0, 0.0], [0.5, 0.2]]])
     >>> patch_deletion_correlation(drops, torch.tensor([[[[9.0, 0.0], [3.0, 2.0]]]])).item()
@@ -69,6 +70,10 @@ def patch_deletion_correlation(drops: Tensor, maps: Tensor) -> Tensor:
     if len(drops) != len(maps):
         raise InvalidInputError(f"maps: expected ({len(drops)}, 1, H, W), got {tuple(maps.shape)}.")
     patches, flat = drops.shape[-1], is_flat(maps)
+    if patches > min(maps.shape[-2:]):
+        raise InvalidInputError(
+            f"maps: expected sides of at least {patches}, a pixel a patch, got {tuple(maps.shape)}."
+        )
     maps = maps.double()  # patches of the same sum, as of a symmetric map, are not to be ranked by rounding
     sums = [
         maps[..., _edges(row, patches, maps.shape[-2]), _edges(column, patches, maps.shape[-1])].sum(dim=(1, 2, 3))
@@ -83,7 +88,8 @@ def patch_deletion_correlation(drops: Tensor, maps: Tensor) -> Tensor:
 def deletion(score: Score, images: Tensor, maps: Tensor, steps: int = 16, fill: Fill = 0.0) -> Tensor:
     """Mean score while the highest pixels are taken away first, share by share; lower is more faithful.
 
-    Source: Petsiuk et al. 2018, section 4.2: the area under the curve, by the trapezoid rule over ``steps`` shares.
+    Source: Petsiuk et al. 2018, section 4.2: the area under the curve, by the trapezoid rule over ``steps`` shares; in
+    [0, 1] of a probability. Of a flat map, in reading order, which says nothing.
 
     >>> image = torch.tensor([[[[1.0, 0.0]]]]).expand(1, 3, 1, 2)
     >>> deletion(lambda images: images[:, 0].sum(dim=(1, 2)), image, torch.tensor([[[[1.0, 0.0]]]]), steps=2).item()

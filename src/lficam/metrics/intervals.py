@@ -1,6 +1,6 @@
 """How sure a mean is: intervals that resample pictures, and widen by what runs differ."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +11,8 @@ from torch import Tensor
 from lficam.errors import InvalidInputError
 
 RESAMPLES = 1000
+# Of how often each of N pictures is in a set, (R, N), to a number of each of the R sets, (R,).
+Statistic = Callable[[Tensor], Tensor]
 
 
 class Mean(NamedTuple):
@@ -58,15 +60,34 @@ def bootstrap_mean(values: Tensor, seed: int = 0) -> Mean | None:
     return Mean(value, low, high, float(missing.float().mean()))
 
 
+def bootstrap_statistic(statistic: Statistic, pictures: int, seed: int = 0) -> Mean:
+    """A number of a whole set, which is no mean of its pictures', and its interval by resampling them.
+
+    Args:
+        statistic: the number, of sets that hold each picture so many times.
+        pictures: N.
+        seed: of the drawing.
+
+    >>> values = torch.tensor([0.0, 1.0, 1.0, 2.0])
+    >>> bootstrap_statistic(lambda counts: counts @ values / counts.sum(dim=1), 4).value
+    1.0
+    """
+    counts = torch.zeros(RESAMPLES, pictures).scatter_add_(1, _drawn(pictures, seed), torch.ones(RESAMPLES, pictures))
+    low, high = percentiles(statistic(counts).double())
+    return Mean(float(statistic(torch.ones(1, pictures))), low, high, 0.0)
+
+
 def resampled_means(values: Tensor, seed: int = 0) -> Tensor:
     """Means (..., RESAMPLES) of values (..., N) over pictures drawn with replacement; NaN is left out.
 
     >>> resampled_means(torch.ones(2, 5)).unique().tolist()
     [1.0]
     """
-    count = values.shape[-1]
-    drawn = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
-    return values[..., drawn].nanmean(dim=-1)
+    return values[..., _drawn(values.shape[-1], seed)].nanmean(dim=-1)
+
+
+def _drawn(count: int, seed: int) -> Tensor:
+    return torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(seed))
 
 
 def percentiles(values: Tensor) -> tuple[float, float]:

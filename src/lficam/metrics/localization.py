@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision
 from torchvision.ops import box_iou
 
 from lficam.errors import InvalidInputError
-from lficam.functional import is_flat
+from lficam.functional import is_flat, min_max
 from lficam.metrics.checks import require_maps
+from lficam.metrics.intervals import Statistic
 
 # Of a map's range: what rounding in its enlargement may make of a level top.
 _LEVEL = 1e-6
@@ -78,7 +78,7 @@ def region_boxes(maps: Tensor, threshold: float = 0.5) -> Tensor:
     for array in _arrays(maps):
         regions, sizes = _regions(array, threshold)
         boxes.append(regions[int(np.argmax(sizes))])
-    return torch.tensor(boxes, dtype=torch.float32)
+    return torch.tensor(boxes, dtype=torch.float32, device=maps.device)
 
 
 def _arrays(maps: Tensor) -> np.ndarray[Any, Any]:
@@ -109,7 +109,7 @@ def region_iou(maps: Tensor, boxes: Tensor, threshold: float = 0.5) -> Tensor:
     [0.5]
     """
     boxes = _check_boxes(boxes, maps)
-    found = region_boxes(maps, threshold).to(boxes).unsqueeze(1)
+    found = region_boxes(maps, threshold).unsqueeze(1)
     corner, opposite = torch.maximum(found[..., :2], boxes[..., :2]), torch.minimum(found[..., 2:], boxes[..., 2:])
     shared = (opposite - corner).clamp(min=0).prod(dim=2)
     union = _area(found) + _area(boxes) - shared
@@ -152,7 +152,9 @@ def energy_share(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def mask_iou(maps: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
-    """Intersection over union of the pixels at or above a threshold and the object's, (N,).
+    """Intersection over union of the pixels at or above a threshold and the object's, (N,) in [0, 1]; 0 of a flat map.
+
+    Source: Choe et al. 2022, section 4.3, of each picture.
 
     >>> mask_iou(torch.tensor([[[[1.0, 0.6, 0.0]]]]), torch.tensor([[[[True, False, False]]]])).item()
     0.5
@@ -178,7 +180,14 @@ def max_box_acc(maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 0.5
     >>> max_box_acc(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
     1.0
     """
-    return _best_share(torch.stack([region_iou(maps, boxes, threshold) for threshold in _thresholds(steps)]), deltas)
+    return _of_all(largest_region_found(maps, boxes, deltas, steps), maps)
+
+
+def largest_region_found(
+    maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 0.5, 0.7), steps: int = 20
+) -> Statistic:
+    """`max_box_acc` of sets that hold each picture so many times."""
+    return _best_share([region_iou(maps, boxes, threshold).cpu() for threshold in _thresholds(steps)], deltas)
 
 
 def max_box_acc_v2(maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 0.5, 0.7), steps: int = 100) -> float:
@@ -199,13 +208,20 @@ def max_box_acc_v2(maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 
     >>> max_box_acc(two_regions, torch.tensor([[3.0, 0.0, 4.0, 1.0]]))
     0.0
     """
+    return _of_all(any_region_found(maps, boxes, deltas, steps), maps)
+
+
+def any_region_found(
+    maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 0.5, 0.7), steps: int = 100
+) -> Statistic:
+    """`max_box_acc_v2` of sets that hold each picture so many times."""
     require_maps(maps)
     boxes = _check_boxes(boxes, maps).cpu()
     ious = [
         torch.stack([_best_overlap(array, known, threshold) for array, known in zip(_arrays(maps), boxes, strict=True)])
         for threshold in _thresholds(steps)
     ]
-    return _best_share(torch.stack(ious), deltas)
+    return _best_share(ious, deltas)
 
 
 def _best_overlap(array: np.ndarray[Any, Any], boxes: Tensor, threshold: float) -> Tensor:
@@ -214,16 +230,27 @@ def _best_overlap(array: np.ndarray[Any, Any], boxes: Tensor, threshold: float) 
     return box_iou(torch.tensor(regions, dtype=torch.float32), boxes).nan_to_num(0.0).max()
 
 
-def _best_share(ious: Tensor, deltas: Sequence[float]) -> float:
-    """Of overlaps (thresholds, N): the share found at the best threshold, its mean over the overlaps asked for."""
-    best = [(ious >= delta).float().mean(dim=1).max() for delta in deltas]
-    return float(torch.stack(best).mean())
+def _best_share(ious: Sequence[Tensor], deltas: Sequence[float]) -> Statistic:
+    """Of overlaps (N,), one a threshold: the share found at the best of them, its mean over the overlaps asked for."""
+    found = torch.stack([torch.stack(list(ious)) >= delta for delta in deltas]).float()  # (deltas, thresholds, N)
+
+    def share(counts: Tensor) -> Tensor:
+        shares = torch.einsum("rn,dtn->rdt", counts, found) / counts.sum(dim=1)[:, None, None]
+        return shares.amax(dim=2).mean(dim=1)
+
+    return share
+
+
+def _of_all(statistic: Statistic, maps: Tensor) -> float:
+    return float(statistic(torch.ones(1, len(maps))))
 
 
 def tuned_threshold(
     maps: Tensor, truth: Tensor, iou: Callable[[Tensor, Tensor, float], Tensor] = region_iou, steps: int = 20
 ) -> float:
     """The threshold of the best mean `region_iou`, or `mask_iou`: to be chosen on other pictures than it is judged on.
+
+    Source: Choe et al. 2020, section 3.2: what is chosen on the test pictures is no localisation without boxes.
 
     >>> tuned_threshold(torch.tensor([[[[1.0, 0.6, 0.2]]]]), torch.tensor([[0.0, 0.0, 2.0, 1.0]]))
     0.25
@@ -232,16 +259,46 @@ def tuned_threshold(
 
 
 def pixel_average_precision(maps: Tensor, masks: Tensor) -> float:
-    """PxAP: the average precision of all pixels of all pictures, ranked by their maps' values.
+    """PxAP: the average precision of all pixels of all pictures, ranked by their maps' values, in [0, 1].
 
-    Source: Choe et al. 2020, section 4.1; scikit-learn's definition by torchmetrics. A map of ones scores the objects'
-    share of the pixels.
+    Source: Choe et al. 2020, section 4.1; the ranks are a thousand levels. A map of ones scores the objects' share of
+    the pixels.
+
+    Args:
+        maps: (N, 1, H, W) in [0, 1].
+        masks: (N, 1, H, W) bool.
+
+    Raises:
+        InvalidInputError: values out of [0, 1], masks of another shape, or empty ones.
 
     >>> pixel_average_precision(torch.tensor([[[[1.0, 0.2]]]]), torch.tensor([[[[True, False]]]]))
     1.0
     """
+    return _of_all(pixels_found(maps, masks), maps)
+
+
+def pixels_found(maps: Tensor, masks: Tensor, levels: int = 1000) -> Statistic:
+    """`pixel_average_precision` of sets that hold each picture so many times.
+
+    Each picture is counted into levels once, which a library's curve of all pixels would do again for each set.
+    """
     _check_masks(masks, maps)
-    return float(binary_average_precision(maps.flatten(), masks.flatten().long(), thresholds=1000))
+    if maps.amin() < -_LEVEL or maps.amax() > 1 + _LEVEL:
+        raise InvalidInputError(f"maps: expected values in [0, 1], got {maps.amin():.3g} to {maps.amax():.3g}.")
+    edges = torch.linspace(0, 1, levels, device=maps.device)
+    level = (torch.searchsorted(edges, maps.flatten(1).contiguous(), right=True) - 1).clamp(min=0)
+    none = torch.zeros(len(maps), levels, device=maps.device)
+    pixels, of_objects = (
+        none.scatter_add(1, level, weight.flatten(1)).flip(1).cumsum(1).cpu().double()  # at a level or above it
+        for weight in (torch.ones_like(maps), masks.to(maps))
+    )
+
+    def average_precision(counts: Tensor) -> Tensor:
+        shown, right = counts.double() @ pixels, counts.double() @ of_objects
+        recall = right / right[:, -1:]
+        return (recall.diff(dim=1, prepend=recall.new_zeros(len(recall), 1)) * right / shown.clamp(min=1)).sum(dim=1)
+
+    return average_precision
 
 
 def grid_share(maps: Tensor, cells: Tensor, side: int = 2) -> Tensor:
@@ -265,6 +322,18 @@ def grid_share(maps: Tensor, cells: Tensor, side: int = 2) -> Tensor:
     parts = maps.relu().view(len(maps), side, height // side, side, width // side).sum(dim=(2, 4)).flatten(1)
     total = parts.sum(dim=1)
     return parts.gather(1, cells.view(-1, 1))[:, 0] / total.masked_fill(total == 0, 1.0)
+
+
+def mean_map(maps: Tensor) -> Tensor:
+    """The mean of all maps in the place of each, min-max in [0, 1]: what takes no look at the picture.
+
+    A mean that is flat, as of maps of ones, stays as it is.
+
+    >>> mean_map(torch.tensor([[[[1.0, 0.0]]], [[[1.0, 0.5]]]])).tolist()
+    [[[[1.0, 0.0]]], [[[1.0, 0.0]]]]
+    """
+    mean = maps.mean(dim=0, keepdim=True)
+    return (mean if is_flat(mean) else min_max(mean)).expand_as(maps)
 
 
 def _thresholds(steps: int) -> list[float]:

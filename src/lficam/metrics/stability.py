@@ -4,6 +4,9 @@ Maps are (N, 1, H, W), min-max in [0, 1], of the same pictures in the same order
 NaN where a picture cannot be compared: the caller leaves it out and counts it.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
@@ -16,6 +19,29 @@ from lficam.metrics.checks import require_maps
 PAPER_THRESHOLD = 127 / 255
 
 
+@dataclass(frozen=True)
+class Likeness:
+    """A measure in two steps, so that who holds many sets of maps against each other prepares each set once.
+
+    Attributes:
+        prepare: from maps (N, 1, H, W) to what is compared, (N, ...).
+        compare: from two of these to values (N,).
+
+    >>> maps = torch.tensor([[[[0.0, 0.5, 1.0]]]])
+    >>> SPEARMAN(maps, maps).item()
+    1.0
+    """
+
+    prepare: Callable[[Tensor], Tensor]
+    compare: Callable[[Tensor, Tensor], Tensor]
+
+    def __call__(self, maps: Tensor, others: Tensor) -> Tensor:
+        """The values (N,) of maps (N, 1, H, W) and others of the same pictures."""
+        require_maps(maps)
+        require_maps(others, maps)
+        return self.compare(self.prepare(maps), self.prepare(others))
+
+
 def map_iou(maps: Tensor, others: Tensor, threshold: float = PAPER_THRESHOLD) -> Tensor:
     """Intersection over union of the pixels at or above a threshold, in [0, 1], higher is more alike.
 
@@ -25,13 +51,18 @@ def map_iou(maps: Tensor, others: Tensor, threshold: float = PAPER_THRESHOLD) ->
     >>> map_iou(torch.tensor([[[[1.0, 0.6, 0.0]]]]), torch.tensor([[[[1.0, 0.2, 0.8]]]])).item()
     0.3333333432674408
     """
-    _require_alike(maps, others)
-    one, other = maps >= threshold, others >= threshold
-    return _ratio(one & other, one | other)
+    return thresholded(threshold)(maps, others)
+
+
+def thresholded(threshold: float) -> Likeness:
+    """`map_iou` at a threshold."""
+    return Likeness(lambda maps: maps >= threshold, _overlap)
 
 
 def area_matched_iou(maps: Tensor, others: Tensor, share: float) -> Tensor:
     """`map_iou` of the same number of pixels of each map, its highest: size does not count, place does.
+
+    Source: ours. A threshold marks as many pixels as the map's shape has it, and two large regions meet by chance.
 
     Args:
         maps: (N, 1, H, W).
@@ -45,39 +76,43 @@ def area_matched_iou(maps: Tensor, others: Tensor, share: float) -> Tensor:
     >>> area_matched_iou(torch.tensor([[[[1.0, 0.6, 0.5, 0.0]]]]), torch.tensor([[[[1.0, 0.2, 0.3, 0.0]]]]), 0.5).item()
     0.3333333432674408
     """
-    _require_alike(maps, others)
+    return highest(share)(maps, others)
+
+
+def highest(share: float) -> Likeness:
+    """`area_matched_iou` of a share of the pixels."""
     if not 0 < share <= 1:
         raise InvalidInputError(f"share: expected more than 0 and at most 1, got {share}.")
-    flat = is_flat(maps) | is_flat(others)
-    one, other = (_highest(values, share) for values in (maps, others))
-    return _ratio(one & other, one | other).masked_fill(flat, torch.nan)
+    return Likeness(lambda maps: _highest(maps, share), _overlap_of_marked)
 
 
 def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     """Spearman's correlation of the pixels' values, in [-1, 1], higher is more alike; NaN where a map is flat.
 
+    Source: Spearman 1904, on maps as in Adebayo et al. 2018, section 3.
+
     >>> rank_correlation(torch.tensor([[[[0.0, 0.5, 1.0]]]]), torch.tensor([[[[0.0, 0.1, 1.0]]]])).item()
     1.0
     """
-    _require_alike(maps, others)
-    one, other = (_centred_ranks(values) for values in (maps, others))
-    flat = is_flat(maps) | is_flat(others)
-    scale = (one.square().sum(dim=1) * other.square().sum(dim=1)).sqrt()
-    return ((one * other).sum(dim=1) / scale.masked_fill(flat, 1.0)).masked_fill(flat, torch.nan).float()
+    return SPEARMAN(maps, others)
 
 
 def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
-    """SSIM (Wang et al. 2004, by torchmetrics), in [-1, 1], higher is more alike.
+    """SSIM of the window around each pixel, its mean, in [-1, 1], higher is more alike.
 
-    NaN where a map is flat, and for maps of a side below the window's 11.
+    Source: Wang et al. 2004, equation 13, by torchmetrics (borders mirrored). NaN where a map is flat, and for maps of
+    a side below the window's 11.
 
     >>> maps = torch.arange(256.0).view(1, 1, 16, 16) / 255
     >>> structural_similarity(maps, maps).tolist()
     [1.0]
     """
-    _require_alike(maps, others)
+    return SSIM(maps, others)
+
+
+def _structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
     if min(maps.shape[-2:]) < 11:
-        return torch.full((len(maps),), torch.nan)
+        return torch.full((len(maps),), torch.nan, device=maps.device)
     found = structural_similarity_index_measure(maps, others, data_range=1.0, reduction="none")
     assert isinstance(found, Tensor)
     return found.view(len(maps)).masked_fill(is_flat(maps) | is_flat(others), torch.nan)
@@ -85,6 +120,8 @@ def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
 
 def chance_corrected(value: Tensor, by_chance: Tensor) -> Tensor:
     """(value - chance) / (1 - chance): 0 is no better than other pictures of the class, 1 is perfect.
+
+    Source: Cohen 1960 (kappa), with the likeness of other pictures of the class as chance.
 
     NaN where chance itself is perfect, as it is for a map that never looks at the picture.
 
@@ -114,23 +151,30 @@ def partners_of_one_class(labels: Tensor, seed: int = 0) -> Tensor:
     return partners
 
 
-def _require_alike(maps: Tensor, others: Tensor) -> None:
-    require_maps(maps)
-    require_maps(others, maps)
+def _overlap(one: Tensor, other: Tensor) -> Tensor:
+    shared, union = ((one & other).flatten(1).sum(dim=1), (one | other).flatten(1).sum(dim=1))
+    return torch.where(union > 0, shared / union.clamp(min=1), torch.nan)
 
 
-def _ratio(shared: Tensor, union: Tensor) -> Tensor:
-    count, total = shared.flatten(1).sum(dim=1), union.flatten(1).sum(dim=1)
-    return torch.where(total > 0, count / total.clamp(min=1), torch.nan)
+def _overlap_of_marked(one: Tensor, other: Tensor) -> Tensor:
+    marked = one.any(dim=1) & other.any(dim=1)
+    return _overlap(one, other).masked_fill(~marked, torch.nan)
 
 
 def _highest(maps: Tensor, share: float) -> Tensor:
+    """The highest pixels, (N, H * W) bool; none of a flat map."""
     flat = maps.flatten(1)
     count = max(round(share * flat.shape[1]), 1)
     order = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
-    return torch.zeros_like(flat, dtype=torch.bool).scatter(1, order, True)
+    return torch.zeros_like(flat, dtype=torch.bool).scatter(1, order, True) & ~is_flat(maps)[:, None]
 
 
-def _centred_ranks(maps: Tensor) -> Tensor:
+def _unit_ranks(maps: Tensor) -> Tensor:
+    """Ranks (N, H * W) of mean 0 and length 1, whose product is Spearman's correlation; NaN of a flat map."""
     ranks = torch.from_numpy(rankdata(maps.flatten(1).cpu().numpy(), axis=1)).to(maps.device)
-    return ranks - ranks.mean(dim=1, keepdim=True)
+    ranks -= ranks.mean(dim=1, keepdim=True)
+    return (ranks / ranks.norm(dim=1, keepdim=True)).masked_fill(is_flat(maps)[:, None], torch.nan)
+
+
+SPEARMAN = Likeness(_unit_ranks, lambda one, other: (one * other).sum(dim=1).float())
+SSIM = Likeness(lambda maps: maps, _structural_similarity)

@@ -4,7 +4,7 @@ The swap test of this project: no paper's. A map that could be any other without
 come from, however well it points.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +79,8 @@ def label_agreement(logits: Tensor, others: Tensor) -> Tensor:
 def divergence(logits: Tensor, others: Tensor) -> Tensor:
     """Kullback and Leibler's divergence of the second answer from the first, (N,) in nats, 0 where they are the same.
 
+    Source: Kullback and Leibler 1951. The higher, the more the swap matters.
+
     >>> divergence(torch.zeros(1, 2), torch.tensor([[0.0, 3.0]]).log_softmax(dim=1)).item() > 0
     True
     """
@@ -87,7 +89,9 @@ def divergence(logits: Tensor, others: Tensor) -> Tensor:
     return F.kl_div(other, one, reduction="none", log_target=True).sum(dim=1).clamp(min=0)
 
 
-def _require_alike(answers: Iterable[Tensor]) -> None:
+def _require_alike(answers: Sequence[Tensor]) -> None:
     shapes = [tuple(logits.shape) for logits in answers]
+    if not all(torch.isfinite(logits).all() for logits in answers):
+        raise InvalidInputError("logits: got NaN or infinite values; such answers agree on nothing.")
     if len(set(shapes)) > 1 or len(shapes[0]) != 2:
         raise InvalidInputError(f"logits: expected two of (N, C) for the same pictures, got {shapes}.")

@@ -13,12 +13,13 @@ from lficam.contract import in_eval_mode
 from lficam.data.pictures import Pictures
 from lficam.data.sources import load_source
 from lficam.device import resolve_device
+from lficam.errors import DataError, RunError
 from lficam.evaluation import Subject, carried, evaluate, evaluation_directory
 from lficam.explainers import create_explainer
 from lficam.measuring import SCHEMA, measure_run
 from lficam.models.plain import PlainClassifier
 from lficam.progress import progress_bar
-from lficam.recipes import Recipe, recipe_from_values
+from lficam.recipes import recipe_from_values
 from lficam.stability import stability_of_maps
 from lficam.sweep.plan import Sweep, slug
 from lficam.sweep.records import maps_file, read_records, shown_maps, write_records
@@ -109,8 +110,13 @@ def _with_stability(sweep: Sweep, variant: str, rows: list[dict[str, Any]]) -> l
 
 
 def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str, Any]]:
-    recipe, trained = _train(sweep, variant, run, runs)
     values = sweep.values(variant, run)
+    recipe = recipe_from_values(values)
+    tests = sweep.tests or [recipe.data]
+    needed = dict.fromkeys([*tests, *([recipe.data] if sweep.stability else [])])
+    sets = {source: load_source(source, recipe.image_size, with_train=False).test for source in needed}
+    _require_same_pictures(sweep, sets)
+    trained = _train(sweep, variant, run, runs)
     trained.model.to(resolve_device(recipe.device))
     common = {
         "experiment": sweep.name,
@@ -127,15 +133,30 @@ def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str,
     }
     for metric, value in _of_training(trained):
         yield {**common, "dataset": "training", "pictures": None, "explainer": "", "metric": metric, "value": value}
-    tests = sweep.tests or [recipe.data]
-    needed = dict.fromkeys([*tests, *([recipe.data] if sweep.stability else [])])
-    sets = {source: load_source(source, recipe.image_size, with_train=False).test for source in needed}
     for source in tests:
+        of_set = {**common, "dataset": sweep.dataset(source), "listing": sets[source].listing_sha256[:12]}
         for row in _of_test(sweep, trained, sets[source], source):
-            yield {**common, "dataset": sweep.dataset(source), **row}
+            yield {**of_set, **row}
     if sweep.stability:
         drawn = sets[recipe.data].sample(sweep.stability["pictures"])
         _keep_maps(sweep, trained.model, drawn, maps_file(sweep, variant, run))
+
+
+def _require_same_pictures(sweep: Sweep, sets: Mapping[str, Pictures]) -> None:
+    """Refuse, before any training, a folder of other pictures than the runs so far were measured on.
+
+    Raises:
+        DataError: which.
+    """
+    recorded = {
+        row["dataset"]: row["listing"] for row in sweep.current(read_records(sweep.records_file)) if "listing" in row
+    }
+    for source, pictures in sets.items():
+        if not pictures.listing_sha256.startswith(recorded.get(sweep.dataset(source), "")):
+            raise DataError(
+                f"data: the test pictures of {source} are others than those that {sweep.records_file} has records of; "
+                "name the folder of these, or begin the sweep anew in a folder of its own."
+            )
 
 
 def _hardware(training: Mapping[str, Any]) -> str:
@@ -144,7 +165,7 @@ def _hardware(training: Mapping[str, Any]) -> str:
     return f"{training['device']}, {training['threads']} threads, {training['precision']}, torch {version}"
 
 
-def _train(sweep: Sweep, variant: str, run: int, runs: Path) -> tuple[Recipe, Run]:
+def _train(sweep: Sweep, variant: str, run: int, runs: Path) -> Run:
     """The run, trained if it is not, and before it the one that it starts from.
 
     Raises:
@@ -153,9 +174,9 @@ def _train(sweep: Sweep, variant: str, run: int, runs: Path) -> tuple[Recipe, Ru
     recipe = recipe_from_values(sweep.values(variant, run))
     if recipe.init_from in sweep.variants:
         with _lock(sweep, slug(recipe.init_from, run), runs).acquire(timeout=0):
-            _, parent = _train(sweep, recipe.init_from, run, runs)
+            parent = _train(sweep, recipe.init_from, run, runs)
         recipe = replace(recipe, init_from=str(parent.directory))
-    return recipe, fit(recipe, runs / sweep.name / slug(variant, run))
+    return fit(recipe, runs / sweep.name / slug(variant, run))
 
 
 def _of_training(run: Run) -> Iterator[tuple[str, float]]:
@@ -234,6 +255,9 @@ def _stability(sweep: Sweep, variant: str, rows: Sequence[Mapping[str, Any]]) ->
     fields = ("experiment", "backbone", "method", "variant", "epochs", "command")
     common = {"dataset": sweep.dataset(recipe.data), **{field: of_variant[0][field] for field in fields}}
     first = next(iter(kept.values()))
+    for name, of_run in kept.items():
+        if not np.array_equal(of_run["labels"], first["labels"]):
+            raise RunError(f"sweep: {files[name]} has the maps of other pictures than the other runs; remove that run.")
     for name in (name for name in first.files if name != "labels"):
         maps = {
             run: shown_maps(torch.from_numpy(of_run[name]).float(), name, recipe.image_size)
