@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import cycle
 
 import pytest
 import torch
@@ -233,20 +234,21 @@ def test_numbers_of_a_whole_set_have_intervals_and_grids_their_chance(pictures):
 
 def test_a_grid_is_asked_about_each_of_its_classes_and_by_chance_about_another(pictures):
     class Cells(Explainer):
-        """All of the map in the first cell, whatever class is asked."""
+        """All of the map in the cell of the class that is asked, in the order in which the grid asks."""
 
         name, class_targeted = "cells", True
 
         def raw_maps(self, images, class_idx):
             maps = torch.zeros(len(images), 1, 2, 2)
-            maps[..., 0, 0] = 1.0
+            maps.flatten(1)[:, next(cells)] = 1.0
             return torch.nn.functional.interpolate(maps, images.shape[-2:], mode="nearest")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(EXPLAINERS, "cells", Cells)
+        cells = cycle(range(4))
         found = values(digit_model("plain"), pictures, ["cells"], ["grid_pointing"])
-    assert found["cells", "grid_pointing"].value == pytest.approx(1 / 4)
-    assert found["cells", "grid_pointing_chance"].value == pytest.approx(1 / 4)
+    assert found["cells", "grid_pointing"].value == pytest.approx(1.0)
+    assert found["cells", "grid_pointing_chance"].value == pytest.approx(0.0)
 
 
 def test_a_level_grid_is_not_ranked_by_the_rounding_of_its_enlargement():

@@ -60,6 +60,12 @@ def test_a_model_and_itself_agree_on_more_than_the_class(pictures):
     assert found.measures[0]["corrected"] == pytest.approx(1, abs=1e-5)
 
 
+def create_like(model, **options):
+    created = lficam.create_model("cifar_resnet20", "lfi", 10, **options)
+    created.config.class_names, created.config.preprocessing = model.config.class_names, model.config.preprocessing
+    return created.eval()
+
+
 def test_runs_that_cannot_be_compared_are_refused(pictures):
     with pytest.raises(InvalidInputError, match="at least two"):
         measure_stability({"a": digit_model(seed=0)}, pictures, "digits")
@@ -73,6 +79,11 @@ def test_runs_that_cannot_be_compared_are_refused(pictures):
         stability_of_maps({"a": torch.rand(4, 1, 4, 4), "b": torch.rand(3, 1, 4, 4)}, torch.zeros(4), {})
     with pytest.raises(InvalidInputError, match="labels: expected 4, one a picture, got 3"):
         stability_of_maps({"a": torch.rand(4, 1, 4, 4), "b": torch.rand(4, 1, 4, 4)}, torch.zeros(3), {})
+    spelled_out = create_like(digit_model(seed=1), fin="conv3x3")
+    measure_stability({"a": digit_model(seed=0), "b": spelled_out}, pictures, "digits", limit=2)
+    other = create_like(digit_model(seed=1), importance="scores")
+    with pytest.raises(InvalidInputError, match="different options"):
+        measure_stability({"a": digit_model(seed=0), "b": other}, pictures, "digits")
     deeper = digit_model(seed=1, backbone="cifar_resnet32")
     with pytest.raises(InvalidInputError, match="different backbone"):
         measure_stability({"a": digit_model(seed=0), "b": deeper}, pictures, "digits")
@@ -168,11 +179,13 @@ def test_runs_trained_on_other_data_are_refused(pictures):
     other.config.training = {"data": "planted-shortcut"}
     with pytest.raises(InvalidInputError, match="different training data"):
         measure_stability({"a": one, "b": other}, pictures, "digits")
-    one.config.training = {"data": "folder:pets", "data_sha256": "1"}
-    other.config.training = {"data": "folder:pets", "data_sha256": "2"}
+    one.config.training = {"data": "folder:pets", "listing_sha256": "1"}
+    other.config.training = {"data": "folder:pets", "listing_sha256": "2"}
     with pytest.raises(InvalidInputError, match="different training data"):
         measure_stability({"a": one, "b": other}, pictures, "digits")
-    other.config.training = {"data": "folder:the-same-elsewhere", "data_sha256": "1"}
+    other.config.training = {"data": "folder:the-same-elsewhere", "listing_sha256": "1"}
+    measure_stability({"a": one, "b": other}, pictures, "digits", limit=2)
+    other.config.training = {"data": "folder:pets"}  # a training that wrote no digest down
     measure_stability({"a": one, "b": other}, pictures, "digits", limit=2)
     one.config.training, other.config.training = {"hidden_patch": 0.5}, {"hidden_patch": 0.0}
     with pytest.raises(InvalidInputError, match="different hidden patches in training"):

@@ -303,7 +303,7 @@ def _load_all(options: Namespace) -> dict[str, Any]:
 
 
 def _load_comparable(options: Namespace) -> tuple[dict[str, Any], Any]:
-    """Runs of the same classes and preprocessing, and the test pictures of ``--data``."""
+    """Runs alike but for their training, and the test pictures of ``--data``."""
     from lficam.data.sources import load_source
     from lficam.evaluation import require_comparable, require_same_classes
 

@@ -1,6 +1,7 @@
 """A trained model on a test set: error, calibration, size, and where its maps point, each beside its chance rate."""
 
 import hashlib
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ EVALUATION_FILE = "evaluation.json"
 GALLERY_SIDE = 160
 UNIFORM = "uniform (w = 1/K for the FIN)"
 _GALLERY_SIZE = 12
-_ALIKE = ("class_names", "preprocessing", "method", "options", "backbone", "backbone_args")
+_ALIKE = ("class_names", "preprocessing", "method", "backbone", "backbone_args")
 
 
 @dataclass
@@ -266,7 +267,8 @@ def require_comparable(models: Mapping[str, PlainClassifier]) -> None:
     for name, model in others:
         ours, theirs = first.config, model.config
         pairs = {field_name: (getattr(ours, field_name), getattr(theirs, field_name)) for field_name in _ALIKE}
-        pairs["training data"] = _training_data(ours.training), _training_data(theirs.training)
+        pairs["options"] = _options(first), _options(model)
+        pairs["training data"] = _training_data(ours.training, theirs.training)
         if None not in (knows_holes(first), knows_holes(model)):
             pairs["hidden patches in training"] = knows_holes(first), knows_holes(model)
         for what, (one, other) in pairs.items():
@@ -274,9 +276,18 @@ def require_comparable(models: Mapping[str, PlainClassifier]) -> None:
                 raise InvalidInputError(f"runs: {first_name} and {name} have different {what}; compare runs alike.")
 
 
-def _training_data(training: Mapping[str, Any]) -> str | None:
-    """What a model was trained on: the digest of its pictures, where its training wrote one down."""
-    return training.get("data_sha256") or training.get("data")
+def _options(model: PlainClassifier) -> dict[str, Any]:
+    """Of the model's method, those too that were left as they are."""
+    known = inspect.signature(type(model)).parameters.values()
+    return {
+        option.name: option.default for option in known if option.default is not option.empty
+    } | model.config.options
+
+
+def _training_data(training: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """What two models learned from: by the digests of the listings, where the trainings of both wrote one down."""
+    key = "listing_sha256" if "listing_sha256" in training and "listing_sha256" in other else "data"
+    return training.get(key), other.get(key)
 
 
 def knows_holes(model: PlainClassifier) -> bool | None:

@@ -82,7 +82,7 @@ def measure_stability(
     of a class score: a map that never looks at its picture is perfectly stable and corrected to nothing.
 
     Args:
-        models: trained, by name; at least two, with the same classes and preprocessing.
+        models: trained, by name; at least two, alike but for their training (`require_comparable`).
         pictures: a test set.
         source: its name, for the record.
         explainer: whose maps; one that is asked for a class is asked for the true one.
@@ -90,7 +90,7 @@ def measure_stability(
         validation: accuracy of each model on its validation part, for the paper's protocol.
 
     Raises:
-        InvalidInputError: fewer than two models, models of different classes or preprocessing, or an explainer that
+        InvalidInputError: fewer than two models, models that differ in more than their training, or an explainer that
             would ask each of them about another class.
         DataError: pictures of other classes than the models'.
 

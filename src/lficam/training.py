@@ -606,7 +606,7 @@ def _choose_weights(directory: Path, task: ClassificationTask, trainer: pl.Train
     }
     model.config.training = {
         "data": shown_source(recipe.data),
-        "data_sha256": source.training_sha256,
+        "listing_sha256": source.training_listing_sha256,
         "epochs": recipe.epochs,
         "seed": recipe.seed,
         "hidden_patch": recipe.hidden_patch,

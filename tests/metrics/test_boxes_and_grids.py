@@ -127,16 +127,22 @@ def test_the_pictures_that_a_threshold_is_chosen_on_are_not_judged():
 
 
 def test_a_set_that_holds_pictures_several_times_is_measured_as_it_stands(maps, boxes):
-    counts = torch.tensor([[2.0, 0.0, 1.0, 3.0]])
-    chosen = torch.tensor([0, 0, 2, 3, 3, 3])
-    masks = box_masks(boxes, (6, 8))
-    for statistic, measure, truths in (
-        (largest_region_found, max_box_acc, boxes),
-        (any_region_found, max_box_acc_v2, boxes),
-        (pixels_found, pixel_average_precision, masks),
-    ):
-        found = statistic(maps, truths)(counts)
-        assert found.item() == pytest.approx(measure(maps[chosen], truths[chosen]), abs=1e-6)
+    chosen, masks = torch.tensor([0, 0, 2, 3, 3, 3]), box_masks(boxes, (6, 8))
+    found = pixels_found(maps, masks)(torch.tensor([[2.0, 0.0, 1.0, 3.0]]))
+    assert found.item() == pytest.approx(pixel_average_precision(maps[chosen], masks[chosen]), abs=1e-6)
+    many = maps.repeat(100, 1, 1, 1), masks.repeat(100, 1, 1, 1)  # more than are counted at a time
+    assert pixel_average_precision(*many) == pytest.approx(pixel_average_precision(maps, masks), abs=1e-6)
+    for dtype in (torch.float64, torch.bfloat16):
+        assert 0 < pixel_average_precision(maps.to(dtype), masks) < 1
+
+
+def test_what_each_picture_adds_to_the_boxes_found():
+    """Found at 0.3 and 0.5 by its left pixels; at all three by its left pixel, which another threshold takes."""
+    maps = torch.tensor([[[[1.0, 0.4, 0.4, 0.0]]], [[[1.0, 0.4, 0.0, 0.0]]]])
+    boxes = torch.tensor([[0.0, 0.0, 2.0, 1.0], [0.0, 0.0, 2.0, 1.0]])
+    for found in (largest_region_found(maps, boxes), any_region_found(maps, boxes)):
+        assert found.tolist() == pytest.approx([2 / 3, 1.0])
+    assert max_box_acc(maps, boxes) == pytest.approx(5 / 6)
 
 
 def test_the_mean_of_flat_maps_stays_what_it_is(maps):

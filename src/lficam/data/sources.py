@@ -33,8 +33,11 @@ class Source:
     validation: Pictures | None = None
 
     @property
-    def training_sha256(self) -> str:
-        """Of the names and labels of all pictures to train and to choose on, wherever they lie and however split."""
+    def training_listing_sha256(self) -> str:
+        """Of the names and labels of all pictures to train and to choose on, wherever they lie and however split.
+
+        It knows nothing of their pixels.
+        """
         parts = [part for part in (self.train, self.validation) if part is not None]
         pictures = sorted(pair for part in parts for pair in zip(part.names, part.labels.tolist(), strict=True))
         name = "" if self.name.startswith(_FOLDER) else self.name

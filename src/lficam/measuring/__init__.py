@@ -24,9 +24,12 @@ from lficam.models.plain import PlainClassifier
 BASELINES = ("feature_mean", "centre", "random", ONES)
 # What a localisation measure has beside it: no value of the map's own.
 CONTROLS = ("_chance", "_mean_map")
-# The version of the measures: raised when one of them or the form of a record changes. 2: masks are masks, a peak is
-# the middle of its level top, patches of equal sums are equal.
-SCHEMA = 2
+# What became new with each version of the measures, of which there is one whenever a value or a record changes.
+CHANGES = {
+    2: "masks are masks, a peak is the middle of its level top, patches of equal sums are equal",
+    3: "sanity loses a stage at a time, level maps are not ranked, numbers of a whole set have intervals",
+}
+SCHEMA = max(CHANGES)
 # What takes seconds a run; the others are asked for by name.
 DEFAULT_EXPLAINERS = ("attention", "class_evidence", "grad_cam", *BASELINES)
 DEFAULT_MEASURES = ("patch_deletion", "average_drop", "adcc")

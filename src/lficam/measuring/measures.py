@@ -232,11 +232,15 @@ def stages_from_the_head(model: PlainClassifier) -> list[tuple[str, list[str]]]:
 
 
 def _parts(network: nn.Module) -> list[nn.Module]:
-    """A network's parts with weights, in order; one that holds nearly all of them is taken apart in turn."""
+    """A network's parts with weights, in order; one that holds nearly all of them is taken apart in turn.
+
+    One with weights of its own, beside those of its layers, stays whole.
+    """
     total, parts = count_parameters(network), []
     for child in network.children():
         weights = count_parameters(child)
-        if weights > 0.9 * total and list(child.children()):
+        whole = next(child.parameters(recurse=False), None) is not None
+        if weights > 0.9 * total and list(child.children()) and not whole:
             parts += _parts(child)
         elif weights:
             parts.append(child)

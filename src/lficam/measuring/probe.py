@@ -57,7 +57,7 @@ class Probe:
 
     @cached_property
     def logits(self) -> Tensor:
-        """(N, C), the model's answers; refused where they are NaN."""
+        """(N, C), the model's answers; NaN and infinite ones are refused."""
         return self.subject.require_answers(self.subject.logits(self.model, "classifying"))
 
     @cached_property

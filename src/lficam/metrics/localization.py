@@ -19,6 +19,8 @@ from lficam.metrics.intervals import Statistic
 
 # Of a map's range: what rounding in its enlargement may make of a level top.
 _LEVEL = 1e-6
+# Maps whose pixels are sorted into levels at a time: their places take twice the memory of the maps.
+_COUNTED = 256
 
 
 def peaks(maps: Tensor) -> Tensor:
@@ -180,14 +182,14 @@ def max_box_acc(maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 0.5
     >>> max_box_acc(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
     1.0
     """
-    return _of_all(largest_region_found(maps, boxes, deltas, steps), maps)
+    return float(largest_region_found(maps, boxes, deltas, steps).mean())
 
 
 def largest_region_found(
     maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 0.5, 0.7), steps: int = 20
-) -> Statistic:
-    """`max_box_acc` of sets that hold each picture so many times."""
-    return _best_share([region_iou(maps, boxes, threshold).cpu() for threshold in _thresholds(steps)], deltas)
+) -> Tensor:
+    """What each picture adds to `max_box_acc`, (N,) in [0, 1]: the share of overlaps it has at their thresholds."""
+    return _found_at_the_best([region_iou(maps, boxes, threshold) for threshold in _thresholds(steps)], deltas)
 
 
 def max_box_acc_v2(maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 0.5, 0.7), steps: int = 100) -> float:
@@ -208,20 +210,20 @@ def max_box_acc_v2(maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 
     >>> max_box_acc(two_regions, torch.tensor([[3.0, 0.0, 4.0, 1.0]]))
     0.0
     """
-    return _of_all(any_region_found(maps, boxes, deltas, steps), maps)
+    return float(any_region_found(maps, boxes, deltas, steps).mean())
 
 
 def any_region_found(
     maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 0.5, 0.7), steps: int = 100
-) -> Statistic:
-    """`max_box_acc_v2` of sets that hold each picture so many times."""
+) -> Tensor:
+    """What each picture adds to `max_box_acc_v2`, (N,) in [0, 1]."""
     require_maps(maps)
     boxes = _check_boxes(boxes, maps).cpu()
     ious = [
         torch.stack([_best_overlap(array, known, threshold) for array, known in zip(_arrays(maps), boxes, strict=True)])
         for threshold in _thresholds(steps)
     ]
-    return _best_share(ious, deltas)
+    return _found_at_the_best(ious, deltas)
 
 
 def _best_overlap(array: np.ndarray[Any, Any], boxes: Tensor, threshold: float) -> Tensor:
@@ -230,19 +232,10 @@ def _best_overlap(array: np.ndarray[Any, Any], boxes: Tensor, threshold: float) 
     return box_iou(torch.tensor(regions, dtype=torch.float32), boxes).nan_to_num(0.0).max()
 
 
-def _best_share(ious: Sequence[Tensor], deltas: Sequence[float]) -> Statistic:
-    """Of overlaps (N,), one a threshold: the share found at the best of them, its mean over the overlaps asked for."""
-    found = torch.stack([torch.stack(list(ious)) >= delta for delta in deltas]).float()  # (deltas, thresholds, N)
-
-    def share(counts: Tensor) -> Tensor:
-        shares = torch.einsum("rn,dtn->rdt", counts, found) / counts.sum(dim=1)[:, None, None]
-        return shares.amax(dim=2).mean(dim=1)
-
-    return share
-
-
-def _of_all(statistic: Statistic, maps: Tensor) -> float:
-    return float(statistic(torch.ones(1, len(maps))))
+def _found_at_the_best(ious: Sequence[Tensor], deltas: Sequence[float]) -> Tensor:
+    """Of overlaps (N,), one a threshold: what is found at the threshold that finds most, a mean over the deltas."""
+    found = [torch.stack([iou >= delta for iou in ious]).float() for delta in deltas]  # (thresholds, N) each
+    return torch.stack([at[int(at.sum(dim=1).argmax())] for at in found]).mean(dim=0)
 
 
 def tuned_threshold(
@@ -274,7 +267,7 @@ def pixel_average_precision(maps: Tensor, masks: Tensor) -> float:
     >>> pixel_average_precision(torch.tensor([[[[1.0, 0.2]]]]), torch.tensor([[[[True, False]]]]))
     1.0
     """
-    return _of_all(pixels_found(maps, masks), maps)
+    return float(pixels_found(maps, masks)(torch.ones(1, len(maps))))
 
 
 def pixels_found(maps: Tensor, masks: Tensor, levels: int = 1000) -> Statistic:
@@ -285,12 +278,9 @@ def pixels_found(maps: Tensor, masks: Tensor, levels: int = 1000) -> Statistic:
     _check_masks(masks, maps)
     if maps.amin() < -_LEVEL or maps.amax() > 1 + _LEVEL:
         raise InvalidInputError(f"maps: expected values in [0, 1], got {maps.amin():.3g} to {maps.amax():.3g}.")
-    edges = torch.linspace(0, 1, levels, device=maps.device)
-    level = (torch.searchsorted(edges, maps.flatten(1).contiguous(), right=True) - 1).clamp(min=0)
-    none = torch.zeros(len(maps), levels, device=maps.device)
+    parts = zip(maps.float().split(_COUNTED), masks.split(_COUNTED), strict=True)
     pixels, of_objects = (
-        none.scatter_add(1, level, weight.flatten(1)).flip(1).cumsum(1).cpu().double()  # at a level or above it
-        for weight in (torch.ones_like(maps), masks.to(maps))
+        torch.cat(counts) for counts in zip(*(_counted(*part, levels) for part in parts), strict=True)
     )
 
     def average_precision(counts: Tensor) -> Tensor:
@@ -299,6 +289,18 @@ def pixels_found(maps: Tensor, masks: Tensor, levels: int = 1000) -> Statistic:
         return (recall.diff(dim=1, prepend=recall.new_zeros(len(recall), 1)) * right / shown.clamp(min=1)).sum(dim=1)
 
     return average_precision
+
+
+def _counted(maps: Tensor, masks: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """How many pixels of each map are at a level or above it, (N, levels), from the highest; and of its object's."""
+    edges = torch.linspace(0, 1, levels, device=maps.device)
+    level = (torch.searchsorted(edges, maps.flatten(1).contiguous(), right=True) - 1).clamp(min=0)
+    none = torch.zeros(len(maps), levels, device=maps.device)
+    pixels, of_objects = (
+        none.scatter_add(1, level, weight.flatten(1)).flip(1).cumsum(1).cpu().double()
+        for weight in (torch.ones_like(maps), masks.to(maps))
+    )
+    return pixels, of_objects
 
 
 def grid_share(maps: Tensor, cells: Tensor, side: int = 2) -> Tensor:

@@ -169,12 +169,18 @@ def _highest(maps: Tensor, share: float) -> Tensor:
     return torch.zeros_like(flat, dtype=torch.bool).scatter(1, order, True) & ~is_flat(maps)[:, None]
 
 
-def _unit_ranks(maps: Tensor) -> Tensor:
-    """Ranks (N, H * W) of mean 0 and length 1, whose product is Spearman's correlation; NaN of a flat map."""
+def _centred_ranks(maps: Tensor) -> Tensor:
+    """Ranks (N, H * W) less their mean: halves of whole numbers, so that float32 holds them exactly."""
     ranks = torch.from_numpy(rankdata(maps.flatten(1).cpu().numpy(), axis=1)).to(maps.device)
-    ranks -= ranks.mean(dim=1, keepdim=True)
-    return (ranks / ranks.norm(dim=1, keepdim=True)).masked_fill(is_flat(maps)[:, None], torch.nan)
+    return (ranks - (ranks.shape[1] + 1) / 2).float()
 
 
-SPEARMAN = Likeness(_unit_ranks, lambda one, other: (one * other).sum(dim=1).float())
+def _correlation(one: Tensor, other: Tensor) -> Tensor:
+    """Of values whose mean is 0; NaN where all of one are."""
+    one, other = one.double(), other.double()
+    scale = (one.square().sum(dim=1) * other.square().sum(dim=1)).sqrt()
+    return ((one * other).sum(dim=1) / scale).float()
+
+
+SPEARMAN = Likeness(_centred_ranks, _correlation)
 SSIM = Likeness(lambda maps: maps, _structural_similarity)

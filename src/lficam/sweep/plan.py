@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lficam.data.sources import require_source
+from lficam.data.sources import require_source, shown_source
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.evaluation import UNIFORM
 from lficam.explainers import EXPLAINERS
@@ -76,8 +76,11 @@ class Sweep:
         return f"lficam sweep {path} --runs RUNS{folder}"
 
     def dataset(self, source: str) -> str:
-        """A source as the records name it: the path of a folder is nobody's business but its owner's."""
-        return f"folder:{self.name}" if source.startswith("folder:") else source
+        """A source as the records name it: the path of a folder is nobody's business but its owner's.
+
+        A folder in place of the recipe's set has the experiment's name, wherever it lies.
+        """
+        return f"folder:{self.name}" if source == self.data else shown_source(source)
 
     def current(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Those records that are of this file as it stands; of earlier settings, measures or variants none.

@@ -19,7 +19,7 @@ from lficam.explainers import create_explainer
 from lficam.measuring import SCHEMA, measure_run
 from lficam.models.plain import PlainClassifier
 from lficam.progress import progress_bar
-from lficam.recipes import recipe_from_values
+from lficam.recipes import Recipe, recipe_from_values
 from lficam.stability import stability_of_maps
 from lficam.sweep.plan import Sweep, slug
 from lficam.sweep.records import maps_file, read_records, shown_maps, write_records
@@ -39,8 +39,14 @@ def run_sweep(sweep: Sweep, runs: str | Path) -> list[str]:
     Returns:
         The runs without records, which other processes are at or have died of; where there are none, the maps of all
         have been compared.
+
+    Raises:
+        DataError: a folder of other pictures than those that there are records of, by names and labels.
+        RunError: kept maps of other pictures than the other runs'.
     """
-    runs = Path(runs)
+    runs, to_do = Path(runs), _unrecorded(sweep)
+    if to_do:
+        _require_same_pictures(sweep, recipe_from_values(sweep.values(*to_do[0])))
     # From the first one again after each: another process may have died of what it had begun.
     while any(_take(sweep, variant, run, runs) for variant, run in _unrecorded(sweep)):
         pass
@@ -111,12 +117,7 @@ def _with_stability(sweep: Sweep, variant: str, rows: list[dict[str, Any]]) -> l
 
 def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str, Any]]:
     values = sweep.values(variant, run)
-    recipe = recipe_from_values(values)
-    tests = sweep.tests or [recipe.data]
-    needed = dict.fromkeys([*tests, *([recipe.data] if sweep.stability else [])])
-    sets = {source: load_source(source, recipe.image_size, with_train=False).test for source in needed}
-    _require_same_pictures(sweep, sets)
-    trained = _train(sweep, variant, run, runs)
+    recipe, trained = recipe_from_values(values), _train(sweep, variant, run, runs)
     trained.model.to(resolve_device(recipe.device))
     common = {
         "experiment": sweep.name,
@@ -133,6 +134,7 @@ def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str,
     }
     for metric, value in _of_training(trained):
         yield {**common, "dataset": "training", "pictures": None, "explainer": "", "metric": metric, "value": value}
+    tests, sets = sweep.tests or [recipe.data], _test_sets(sweep, recipe)
     for source in tests:
         of_set = {**common, "dataset": sweep.dataset(source), "listing": sets[source].listing_sha256[:12]}
         for row in _of_test(sweep, trained, sets[source], source):
@@ -142,7 +144,13 @@ def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str,
         _keep_maps(sweep, trained.model, drawn, maps_file(sweep, variant, run))
 
 
-def _require_same_pictures(sweep: Sweep, sets: Mapping[str, Pictures]) -> None:
+def _test_sets(sweep: Sweep, recipe: Recipe) -> dict[str, Pictures]:
+    """The sets that a run is measured on, by source."""
+    needed = dict.fromkeys([*(sweep.tests or [recipe.data]), *([recipe.data] if sweep.stability else [])])
+    return {source: load_source(source, recipe.image_size, with_train=False).test for source in needed}
+
+
+def _require_same_pictures(sweep: Sweep, recipe: Recipe) -> None:
     """Refuse, before any training, a folder of other pictures than the runs so far were measured on.
 
     Raises:
@@ -151,7 +159,7 @@ def _require_same_pictures(sweep: Sweep, sets: Mapping[str, Pictures]) -> None:
     recorded = {
         row["dataset"]: row["listing"] for row in sweep.current(read_records(sweep.records_file)) if "listing" in row
     }
-    for source, pictures in sets.items():
+    for source, pictures in _test_sets(sweep, recipe).items() if recorded else ():
         if not pictures.listing_sha256.startswith(recorded.get(sweep.dataset(source), "")):
             raise DataError(
                 f"data: the test pictures of {source} are others than those that {sweep.records_file} has records of; "

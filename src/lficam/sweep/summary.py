@@ -10,7 +10,7 @@ from scipy import stats
 
 from lficam.errors import InvalidInputError
 from lficam.files import write_whole
-from lficam.measuring import SCHEMA
+from lficam.measuring import CHANGES, SCHEMA
 from lficam.metrics.intervals import jackknife_margin
 from lficam.sweep.plan import Sweep
 from lficam.sweep.records import read_records
@@ -78,10 +78,11 @@ def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
 def _of_earlier_measures(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Runs whose weights may be gone, and whose values an earlier version of the measures made."""
     runs = {row["run"]: row.get("schema", 1) for row in rows if row["seed"] is not None}
-    earlier = [run for run, schema in runs.items() if schema < SCHEMA]
-    if earlier:
-        which = "all runs" if len(earlier) == len(runs) else ", ".join(earlier)
-        yield f"Measured by an earlier version of the measures than {SCHEMA}: {which}."
+    for version in sorted({*runs.values()} - {SCHEMA}):
+        of_version = [run for run, schema in runs.items() if schema == version]
+        which = "all runs" if len(of_version) == len(runs) else ", ".join(of_version)
+        since = "; ".join(f"{number}: {what}" for number, what in CHANGES.items() if number > version)
+        yield f"Measured by version {version} of the measures: {which}. Since then, {since}."
 
 
 def _columns(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
