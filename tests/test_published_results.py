@@ -55,6 +55,9 @@ def test_every_explainer_on_scenes_with_its_time():
     times = json.loads((ROOT / "experiments" / "scenes-claims" / "times.json").read_text())["explainers"]
     assert {"score_cam", "rise", "lime"} < {row["explainer"] for row in times}
     metrics = ("pointing", "energy", "box_iou_tuned", "max_box_acc_v2", "mask_iou_tuned", "pxap")
+    for name in ("centre", "random", "ones"):
+        shown = [f"{rows[name, metric]['value']:.3f}" for metric in metrics]
+        assert f"| {name} | - | - | {' | '.join(shown)} |" in RESULTS
     for row in times:
         shown = [f"{rows[row['explainer'], metric]['value']:.3f}" for metric in metrics]
         time = f"{row['milliseconds']:.1f}" if row["milliseconds"] < 100 else f"{row['milliseconds']:,.0f}"
