@@ -37,9 +37,9 @@ def test_score_cam_beside_the_others():
     for row in read_records(ROOT / "experiments" / "cifar10-twelve-epochs" / "records.jsonl"):
         if row["variant"] == "LFI-CAM" and row["seed"] is not None:
             found.setdefault((row["explainer"], row["metric"]), []).append(row["value"])
-    metrics = ("patch_deletion", "road", "insertion", "deletion", "average_drop")
-    for name in ("attention", "class_evidence", "grad_cam", "score_cam", "feature_mean", "centre"):
-        shown = [f"{np.mean(found[name, metric]):.3f}" for metric in metrics]
+    metrics = ("patch_deletion", "road", "insertion", "deletion", "average_drop", "average_gain", "adcc")
+    for name in ("attention", "class_evidence", "grad_cam", "score_cam", "feature_mean", "centre", "ones"):
+        shown = [f"{np.mean(found[name, metric]):.3f}" if (name, metric) in found else "-" for metric in metrics]
         assert f"| {name} | {' | '.join(shown)} |" in RESULTS
     for name in ("attention", "class_evidence"):
         shown = []
