@@ -80,7 +80,7 @@ class Pictures:
 
     @property
     def listing_sha256(self) -> str:
-        """Of the classes, names and labels: the same wherever the pictures lie; it knows nothing of their pixels."""
+        """Of the classes, names and labels, the same wherever the pictures lie; it knows nothing of their pixels."""
         listing = [self.class_names, self.names, self.labels.tolist()]
         return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
