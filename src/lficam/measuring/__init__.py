@@ -205,8 +205,8 @@ def measure_run(
 
 
 def _fingerprint(pictures: Pictures) -> str:
-    """Of what is measured on: names, labels, objects, and pixels that are in memory, else the files' sizes."""
-    digest = hashlib.sha256(json.dumps([pictures.names, pictures.labels.tolist()]).encode())
+    """Of what is measured on: the listing, objects, and pixels that are in memory, else the files' sizes."""
+    digest = hashlib.sha256(pictures.listing_sha256.encode())
     for known in (pictures.images, pictures.boxes, pictures.masks, pictures.object_labels):
         if isinstance(known, OnDemand):
             sizes = [item.stat().st_size if isinstance(item, Path) else item for item in known.items]

@@ -55,7 +55,7 @@ def patch_drops(score: Score, images: Tensor, patches: int = 8, fill: Fill = 0.0
 def patch_deletion_correlation(drops: Tensor, maps: Tensor) -> Tensor:
     """Spearman's correlation of a map's patch sums and the patches' drops, in [-1, 1], higher is more faithful.
 
-    Source: Hesse et al. 2024 (IDSDS), section 3: single patches, ranked by what their loss costs. NaN where either is
+    Source: Hesse et al. 2024 (IDSDS): single patches, ranked by what their loss costs. NaN where either is
     flat.
 
     Args:

@@ -154,9 +154,9 @@ def energy_share(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def mask_iou(maps: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
-    """Intersection over union of the pixels at or above a threshold and the object's, (N,) in [0, 1]; 0 of a flat map.
+    """Intersection over union of the pixels at or above a threshold and the object's, (N,) in [0, 1]; 0 of a zero map.
 
-    Source: Choe et al. 2022, section 4.3, of each picture.
+    Source: Jaccard's index, of each picture; a map of ones scores the object's share of the picture.
 
     >>> mask_iou(torch.tensor([[[[1.0, 0.6, 0.0]]]]), torch.tensor([[[[True, False, False]]]])).item()
     0.5
@@ -243,7 +243,7 @@ def tuned_threshold(
 ) -> float:
     """The threshold of the best mean `region_iou`, or `mask_iou`: to be chosen on other pictures than it is judged on.
 
-    Source: Choe et al. 2020, section 3.2: what is chosen on the test pictures is no localisation without boxes.
+    Source: Choe et al. 2020: what is chosen on the test pictures is no localisation without boxes.
 
     >>> tuned_threshold(torch.tensor([[[[1.0, 0.6, 0.2]]]]), torch.tensor([[0.0, 0.0, 2.0, 1.0]]))
     0.25

@@ -89,7 +89,7 @@ def highest(share: float) -> Likeness:
 def rank_correlation(maps: Tensor, others: Tensor) -> Tensor:
     """Spearman's correlation of the pixels' values, in [-1, 1], higher is more alike; NaN where a map is flat.
 
-    Source: Spearman 1904, on maps as in Adebayo et al. 2018, section 3.
+    Source: Spearman 1904, on maps as in Adebayo et al. 2018.
 
     >>> rank_correlation(torch.tensor([[[[0.0, 0.5, 1.0]]]]), torch.tensor([[[[0.0, 0.1, 1.0]]]])).item()
     1.0
@@ -152,7 +152,7 @@ def partners_of_one_class(labels: Tensor, seed: int = 0) -> Tensor:
 
 
 def _overlap(one: Tensor, other: Tensor) -> Tensor:
-    shared, union = ((one & other).flatten(1).sum(dim=1), (one | other).flatten(1).sum(dim=1))
+    shared, union = (pixels.flatten(1).sum(dim=1) for pixels in (one & other, one | other))
     return torch.where(union > 0, shared / union.clamp(min=1), torch.nan)
 
 
