@@ -15,7 +15,7 @@ from lficam.data.pictures import Pictures
 from lficam.data.scenes import load_scenes
 from lficam.data.transforms import normalise
 from lficam.errors import InvalidInputError, UnknownNameError
-from lficam.explainers import EXPLAINERS, VERSUS, create_explainer
+from lficam.explainers import EXPLAINERS, VERSUS, create_explainer, fast
 from lficam.explainers.base import Explainer
 from lficam.functional import upsample
 from lficam.measuring import BASELINES, MEASURES, ONES, Probe, Record, combine, measure, measure_run
@@ -174,6 +174,23 @@ def test_what_was_measured_is_not_measured_again_and_a_torn_line_is(run, folder,
     other.images[3][0, 5, 5] += 1
     same = measuring._fingerprint(replace(pictures, images=list(pictures.images)))
     assert same == measuring._fingerprint(pictures) != measuring._fingerprint(other)
+
+
+def test_explainers_of_many_passes_may_ask_in_bfloat16(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(fast, "native_bfloat16", lambda device: True)
+    (tmp_path / "config.json").write_text(json.dumps({"weights_sha256": "one"}))
+
+    def ask(precision):
+        explainers = ["score_cam", "grad_cam"]
+        found = measure_run(tmp_path, digit_model(), pictures, "scenes", explainers, ["average_drop"], precision)
+        return {record.explainer: record.values for record in found if record.metric == "average_drop"}
+
+    whole, narrow = ask("32"), ask("auto")
+    assert narrow["grad_cam"] == whole["grad_cam"]
+    assert narrow["score_cam"] != whole["score_cam"]
+    assert narrow["score_cam"] == pytest.approx(whole["score_cam"], abs=0.05)
+    assert len(list((tmp_path / "evaluation" / "scenes").glob("measures-*.jsonl"))) == 2
+    assert ask("32") == whole
 
 
 def test_runs_are_combined_picture_by_picture():

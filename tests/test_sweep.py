@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,10 @@ PLAN = {
     "variants": {"LFI-CAM": None, "w = 1/K": {"model": {"fin": "uniform"}}},
     "runs": [{"seed": 0}, {"seed": 1}],
     "against": "w = 1/K",
-    "measure": [{"explainers": ["attention", "centre"], "metrics": ["average_drop"], "pictures": 6}],
+    "measure": [
+        {"explainers": ["attention", "centre"], "metrics": ["average_drop"], "pictures": 6},
+        {"explainers": ["random"], "metrics": ["average_drop"], "pictures": 4, "variants": ["w = 1/K"]},
+    ],
     "stability": {"explainers": ["attention", "class_evidence"], "pictures": 6},
     "headline": [
         {"name": "error, %", "metric": "top1_error", "percent": True},
@@ -38,6 +42,7 @@ PLAN = {
         }
     },
 }
+ROAD = {"explainers": ["cam"], "metrics": ["road"], "pictures": 6}
 SMALL = {
     "epochs": 1,
     "batch_size": 8,
@@ -82,6 +87,15 @@ def test_records_say_what_made_them(swept):
     assert any(row["metric"] == "stability: the paper's protocol" for row in rows)
     curve = [row["value"] for row in rows if row["metric"] == "val_accuracy after epoch 1"]
     assert curve == [row["value"] for row in rows if row["metric"] == "val_accuracy"]
+
+
+def test_a_measure_may_be_of_some_variants_and_some_test_sets(swept):
+    home, _ = swept
+    assert {row["variant"] for row in rows_of(home) if row.get("explainer") == "random"} == {"w = 1/K"}
+    everywhere, once = ROAD, {**ROAD, "tests": ["two-digits"]}
+    both = replace(read_sweep(home / "sweep.yaml"), tests=["cifar10", "two-digits"], measure=[everywhere, once])
+    assert both.measures_of("LFI-CAM", "cifar10") == [everywhere]
+    assert both.measures_of("LFI-CAM", "two-digits") == [everywhere, once]
 
 
 def test_table_and_figure_come_from_the_records(swept):
@@ -331,6 +345,13 @@ def test_the_stability_of_runs_that_are_replaced_goes_with_them(swept, folder, m
         ({"tests": ["two-digit"]}, "Did you mean 'two-digits'"),
         ({"measure": [{"explainers": ["cam"], "metrics": ["road"], "picture": 5}]}, "pictures \\(a number\\)"),
         ({"measure": [{"explainers": ["cam"], "metrics": ["road"], "pictures": 1}]}, "at least 2 pictures"),
+        ({"measure": [{**ROAD, "variants": ["W = 1/K"]}]}, "variants of a measure 'W = 1/K'"),
+        (
+            {"tests": ["two-digits"], "measure": [{**ROAD, "tests": ["cifar10"]}]},
+            "unknown tests of a measure 'cifar10'",
+        ),
+        ({"measure": [{**ROAD, "precision": "bf16"}]}, "unknown precision 'bf16'"),
+        ({"stability": {"explainers": ["cam"], "pictures": 6, "variants": ["w = 1/K"]}}, "pictures \\(a number\\)"),
         ({"measure": [{"explainers": ["cam"], "metrics": ["road"]}]}, "pictures \\(a number\\)"),
         ({"measure": [{"explainers": ["cam"], "metrics": ["raod"], "pictures": 5}]}, "Did you mean 'road'"),
         ({"stability": {"explainers": ["camm"], "pictures": 5}}, "Did you mean 'cam'"),
@@ -360,7 +381,7 @@ def test_the_stability_of_runs_that_are_replaced_goes_with_them(swept, folder, m
 )
 def test_a_wrong_file_is_refused_before_the_work(swept, tmp_path, change, message):
     plan = yaml.safe_load((swept[0] / "sweep.yaml").read_text())
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**plan, "panels": {}, **change}))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**plan, "panels": {}, "measure": [ROAD], **change}))
     with pytest.raises(InvalidInputError, match=message):
         read_sweep(tmp_path / "sweep.yaml")
 

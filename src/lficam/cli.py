@@ -243,6 +243,12 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--metrics", type=str, nargs="+", default=[], metavar="NAME", help="what to measure of them")
     parser.add_argument("--limit", type=int, default=500, help="pictures for --metrics, drawn from the whole set")
+    parser.add_argument(
+        "--precision",
+        type=Literal["32", "auto"],
+        default="32",
+        help="of Score-CAM, RISE and LIME; auto: bfloat16 where the device has it natively",
+    )
 
 
 def evaluate(options: Namespace) -> dict[str, Any]:
@@ -280,7 +286,7 @@ def _measure(options: Namespace) -> dict[str, Any]:
     for run, model in models.items():
         explainers = options.explainers or carried(model, DEFAULT_EXPLAINERS)
         beside = dict.fromkeys([*explainers, *BASELINES])
-        records[run] = measure_run(run, model, pictures, options.data, list(beside), metrics)
+        records[run] = measure_run(run, model, pictures, options.data, list(beside), metrics, options.precision)
     rows = combine(records)
     print_measures(f"{options.data}: {len(pictures)} pictures, {len(models)} runs, 95 % intervals", rows)
     notes = about(next(iter(models.values())), metrics)

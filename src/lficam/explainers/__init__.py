@@ -33,6 +33,8 @@ EXPLAINERS: dict[str, type[Explainer]] = {
 }
 
 VERSUS = ClassEvidenceVersus.name
+# Those that ask the network many times, and have a ``precision`` to do it in.
+OF_MANY_PASSES = (ScoreCAM.name, RISE.name, LIME.name)
 
 
 def create_explainer(name: str, model: ExplainableClassifier, **options: Any) -> Explainer:

@@ -4,7 +4,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from lficam.device import native_bfloat16
 from lficam.errors import UnknownNameError
 
 Precision = Literal["32", "auto"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Classifier = Callable[[Tensor], Tensor]
 
 
@@ -35,8 +36,8 @@ def fast_classifier(model: ExplainableClassifier, images: Tensor, precision: Pre
     Raises:
         UnknownNameError: another precision.
     """
-    if precision not in ("32", "auto"):
-        raise UnknownNameError("precision", precision, ["32", "auto"])
+    if precision not in PRECISIONS:
+        raise UnknownNameError("precision", precision, PRECISIONS)
     runner = copy.deepcopy(model) if isinstance(model, nn.Module) else model
     narrow: AbstractContextManager = nullcontext()
     with torch.inference_mode():

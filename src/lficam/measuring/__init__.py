@@ -15,6 +15,7 @@ from lficam.data.pictures import OnDemand, Pictures
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.evaluation import evaluation_directory, knows_holes
 from lficam.explainers import EXPLAINERS
+from lficam.explainers.fast import Precision
 from lficam.files import read_record, write_whole
 from lficam.measuring.measures import MEASURES, OfTheSet
 from lficam.measuring.probe import ONES, Probe
@@ -77,6 +78,7 @@ def measure(
     explainers: Sequence[str],
     measures: Sequence[str],
     known: Sequence[Record] = (),
+    precision: Precision = "32",
 ) -> Iterator[list[Record]]:
     """Measure explainers on a sample of pictures: the records of one measure after the other.
 
@@ -88,15 +90,16 @@ def measure(
         explainers: names of ``lficam.explainers.EXPLAINERS``, and ``ones`` (a map of ones).
         measures: names of ``MEASURES``.
         known: records that are there already and are not made again.
+        precision: of Score-CAM, RISE and LIME; ``auto`` is bfloat16 where the device has it natively.
 
     Raises:
-        UnknownNameError: no such explainer or measure.
+        UnknownNameError: no such explainer, measure or precision.
         InvalidInputError: a measure of boxes or masks on a set without, or an explainer that the model cannot carry.
     """
     require_known(explainers, measures)
     _require_fit(pictures, measures)
     done = {(record.explainer, record.group) for record in known}
-    with Probe(model, pictures) as probe:
+    with Probe(model, pictures, precision) as probe:
         for name in dict.fromkeys(explainers):
             for group in dict.fromkeys(measures):
                 if (name, group) not in done:
@@ -175,16 +178,18 @@ def measure_run(
     source: str,
     explainers: Sequence[str],
     measures: Sequence[str],
+    precision: Precision = "32",
 ) -> list[Record]:
     """`measure` with the records kept in ``RUN/evaluation/SOURCE/measures-N.jsonl`` of N pictures, and not made twice.
 
     The file's first line says of which weights and pictures they are; records of others are made anew. Then a line a
-    measure: one that was interrupted is made again.
+    measure: one that was interrupted is made again. Those of ``precision="auto"`` are in ``measures-N-auto.jsonl``.
 
     Returns:
         The records asked for, in their order.
     """
-    path = evaluation_directory(run, source) / f"measures-{len(pictures)}.jsonl"
+    kind = "" if precision == "32" else f"-{precision}"
+    path = evaluation_directory(run, source) / f"measures-{len(pictures)}{kind}.jsonl"
     facts = {
         "schema": SCHEMA,
         "source": source,
@@ -195,7 +200,8 @@ def measure_run(
     known = _read_records(path, facts)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "".join(_line(row) for row in [facts, *map(_plain, known)]))
-    for records in measure(model, pictures, explainers, measures, [record for group in known for record in group]):
+    made = [record for group in known for record in group]
+    for records in measure(model, pictures, explainers, measures, made, precision):
         with path.open("a") as file:
             file.write(_line(_plain(records)))
         known.append(records)

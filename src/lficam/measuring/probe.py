@@ -13,8 +13,8 @@ from lficam.data.pictures import Pictures
 from lficam.data.transforms import HIDDEN_GRID, normalise
 from lficam.errors import InvalidInputError
 from lficam.evaluation import Subject
-from lficam.explainers import VERSUS, create_explainer
-from lficam.explainers.fast import Classifier, fast_classifier
+from lficam.explainers import OF_MANY_PASSES, VERSUS, create_explainer
+from lficam.explainers.fast import Classifier, Precision, fast_classifier
 from lficam.metrics import faithfulness
 from lficam.models.plain import PlainClassifier
 from lficam.progress import progress_bar
@@ -30,14 +30,15 @@ class Probe:
     Args:
         model: trained, with its preprocessing; on the device where it is.
         pictures: the sample.
+        precision: of the explainers of many passes; ``auto`` is bfloat16 where the device has it natively.
 
     Attributes:
         model: see above.
         pictures: see above.
     """
 
-    def __init__(self, model: PlainClassifier, pictures: Pictures) -> None:
-        self.model, self.pictures = model, pictures
+    def __init__(self, model: PlainClassifier, pictures: Pictures, precision: Precision = "32") -> None:
+        self.model, self.pictures, self._precision = model, pictures, precision
         self._stack = ExitStack()
         progress = self._stack.enter_context(progress_bar())
         self._stack.enter_context(in_eval_mode(model))
@@ -145,7 +146,8 @@ class Probe:
             return torch.ones(len(self.pictures), 1, side, side)
         # A copy that has lost its weights is asked about the rival of the whole model, not about its own.
         versus = torch.where(asked == self.predicted, self.runner_up, self.predicted) if name == VERSUS else None
-        maps = self.subject.maps(create_explainer(name, self.model), asked, versus, raw)
+        options = {"precision": self._precision} if name in OF_MANY_PASSES else {}
+        maps = self.subject.maps(create_explainer(name, self.model, **options), asked, versus, raw)
         if not raw:
             return maps
         # A level map stays level to the bit, or the rounding of its enlargement would be ranked.

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from lficam.data.sources import require_source, shown_source
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.evaluation import UNIFORM
 from lficam.explainers import EXPLAINERS
+from lficam.explainers.fast import PRECISIONS
 from lficam.measuring import ONES, require_known
 from lficam.recipes import merge, recipe_from_values, recipe_values
 from lficam.stability import require_same_question
@@ -33,7 +34,8 @@ class Sweep:
         variants: name to settings, over all others but ``data``; ``init_from`` may name another variant, whose run of
             the same number it then starts from.
         runs: settings of each run, such as its seed; a variant that sets the same, such as its own rate, keeps its own.
-        measure: of each, ``explainers``, ``metrics`` and ``pictures`` (a number) of `lficam.measuring`.
+        measure: of each, ``explainers``, ``metrics`` and ``pictures`` (a number) of `lficam.measuring`, and if need be
+            its ``precision``, and which ``variants`` and ``tests`` are measured so (all unless given).
         stability: ``explainers`` and ``pictures`` of `lficam.stability`.
         tests: the sources that are measured on; the training source's test part where empty.
         headline: the columns of the first table and of its picture; the usual ones unless given. Of each, ``name``,
@@ -101,6 +103,14 @@ class Sweep:
             if row["seed"] is None and all((row["variant"], run) in recorded for run in row["run"].split(" and "))
         ]
         return kept + stability
+
+    def measures_of(self, variant: str, source: str) -> list[dict[str, Any]]:
+        """What is measured of a variant on a test set, beside what every run is."""
+        return [
+            asked
+            for asked in self.measure
+            if variant in asked.get("variants", [variant]) and source in asked.get("tests", [source])
+        ]
 
     def fingerprint(self, variant: str, run: int) -> str:
         """Of all that a run's records depend on, but the place of the data."""
@@ -208,16 +218,28 @@ def _check_runs(sweep: Sweep) -> None:
 
 
 def _check_measures(sweep: Sweep) -> None:
-    for asked in (*sweep.measure, *([{"metrics": [], **sweep.stability}] if sweep.stability else [])):
-        if set(asked) != {"explainers", "metrics", "pictures"} or not isinstance(asked["pictures"], int):
-            raise InvalidInputError(f"sweep: expected explainers, metrics and pictures (a number), got {asked}.")
-        if asked["pictures"] < 2:
-            raise InvalidInputError(f"sweep: expected at least 2 pictures to measure on, got {asked['pictures']}.")
-        require_known(asked["explainers"], asked["metrics"])
+    for asked in sweep.measure:
+        _check_measure(asked, known={"explainers", "metrics", "pictures", "precision", "variants", "tests"})
+        for name, known in (("variants", sweep.variants), ("tests", sweep.tests)):
+            for one in asked.get(name, []):
+                if one not in known:
+                    raise UnknownNameError(f"{name} of a measure", str(one), list(known))
+    if sweep.stability:
+        _check_measure({"metrics": [], **sweep.stability}, known={"explainers", "metrics", "pictures"})
     for name in sweep.stability.get("explainers", []):
         require_same_question(name)
     for source in sweep.tests:
         require_source(source)
+
+
+def _check_measure(asked: Mapping[str, Any], known: Set[str]) -> None:
+    if not {"explainers", "metrics", "pictures"} <= set(asked) <= known or not isinstance(asked["pictures"], int):
+        raise InvalidInputError(f"sweep: expected explainers, metrics and pictures (a number), got {asked}.")
+    if asked["pictures"] < 2:
+        raise InvalidInputError(f"sweep: expected at least 2 pictures to measure on, got {asked['pictures']}.")
+    if (precision := asked.get("precision", "32")) not in PRECISIONS:
+        raise UnknownNameError("precision", str(precision), PRECISIONS)
+    require_known(asked["explainers"], asked["metrics"])
 
 
 def _check_headline(sweep: Sweep) -> None:

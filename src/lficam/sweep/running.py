@@ -137,7 +137,7 @@ def _run(sweep: Sweep, variant: str, run: int, runs: Path) -> Iterator[dict[str,
     tests, sets = sweep.tests or [recipe.data], _test_sets(sweep, recipe)
     for source in tests:
         of_set = {**common, "dataset": sweep.dataset(source), "listing": sets[source].listing_sha256[:12]}
-        for row in _of_test(sweep, trained, sets[source], source):
+        for row in _of_test(sweep, variant, trained, sets[source], source):
             yield {**of_set, **row}
     if sweep.stability:
         drawn = sets[recipe.data].sample(sweep.stability["pictures"])
@@ -198,7 +198,7 @@ def _of_training(run: Run) -> Iterator[tuple[str, float]]:
         yield "points_gained by the retrofit", run.metrics["retrofit"]["points_gained"]
 
 
-def _of_test(sweep: Sweep, run: Run, pictures: Pictures, source: str) -> Iterator[dict[str, Any]]:
+def _of_test(sweep: Sweep, variant: str, run: Run, pictures: Pictures, source: str) -> Iterator[dict[str, Any]]:
     """Explainer, metric, value and interval of all that is measured on a test set."""
     evaluation = evaluate(run.model, pictures, source, evaluation_directory(run.directory, source)).to_dict()
     everything = {"pictures": len(pictures)}
@@ -211,9 +211,10 @@ def _of_test(sweep: Sweep, run: Run, pictures: Pictures, source: str) -> Iterato
                 yield {**everything, "explainer": row["map"], "metric": metric, **_bounds(value)}
     for row in _of_shortcut(dict(evaluation["shortcut"])):
         yield {**everything, **row}
-    for asked in sweep.measure:
+    for asked in sweep.measures_of(variant, source):
         drawn, wanted = pictures.sample(asked["pictures"]), carried(run.model, asked["explainers"])
-        for record in measure_run(run.directory, run.model, drawn, source, wanted, asked["metrics"]):
+        precision = asked.get("precision", "32")
+        for record in measure_run(run.directory, run.model, drawn, source, wanted, asked["metrics"], precision):
             if record.value is not None:
                 bounds = {"value": record.value, "low": record.low, "high": record.high}
                 about = {"pictures": len(drawn), "explainer": record.explainer, "metric": record.metric}
