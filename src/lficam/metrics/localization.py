@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from lficam.errors import InvalidInputError
 from lficam.functional import is_flat, min_max
@@ -21,6 +20,10 @@ from lficam.metrics.intervals import Statistic
 _LEVEL = 1e-6
 # Maps whose pixels are sorted into levels at a time: their places take twice the memory of the maps.
 _COUNTED = 256
+# Cells that meet at a corner only are two regions, and so are those of two maps.
+_NEIGHBOURS = np.pad(ndimage.generate_binary_structure(2, 1)[None], ((1, 1), (0, 0), (0, 0)))
+
+Numbers = np.ndarray[Any, Any]
 
 
 def peaks(maps: Tensor) -> Tensor:
@@ -37,7 +40,7 @@ def peaks(maps: Tensor) -> Tensor:
     """
     require_maps(maps)
     found = []
-    for array in _arrays(maps):
+    for array in maps[:, 0].detach().float().cpu().numpy():
         top = array >= array.max() - _LEVEL * (array.max() - array.min())
         labelled, _ = ndimage.label(top)
         rows, columns = np.nonzero(labelled == labelled.flat[int(np.argmax(top))])
@@ -76,30 +79,28 @@ def region_boxes(maps: Tensor, threshold: float = 0.5) -> Tensor:
     [[1.0, 0.0, 2.0, 2.0]]
     """
     require_maps(maps)
-    boxes = []
-    for array in _arrays(maps):
-        regions, sizes = _regions(array, threshold)
-        boxes.append(regions[int(np.argmax(sizes))])
-    return torch.tensor(boxes, dtype=torch.float32, device=maps.device)
+    owner, boxes, sizes = _regions(maps, threshold)
+    by_size = np.lexsort((-sizes, owner))  # stable: of two as large the first
+    _, largest = np.unique(owner[by_size], return_index=True)
+    return torch.tensor(boxes[by_size[largest]], dtype=torch.float32, device=maps.device)
 
 
-def _arrays(maps: Tensor) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = maps[:, 0].detach().float().cpu().numpy()
-    return array
+def _regions(maps: Tensor, threshold: float) -> tuple[Numbers, Numbers, Numbers]:
+    """Of all regions at or above a threshold whose map, (R,), the box, (R, 4), and the size, (R,).
 
-
-def _regions(array: np.ndarray[Any, Any], threshold: float) -> tuple[list[tuple[int, int, int, int]], list[int]]:
-    """The boxes and sizes of a map's regions at or above a threshold; the whole picture where there is none.
-
-    Cells that meet at a corner only are two regions.
+    A map without any has one: the whole picture.
     """
-    labelled, count = ndimage.label(array >= threshold)
-    if count == 0:
-        height, width = array.shape
-        return [(0, 0, width, height)], [array.size]
-    found = ndimage.find_objects(labelled)
-    boxes = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in found]
-    return boxes, np.bincount(labelled.ravel())[1:].tolist()
+    above = (maps[:, 0].detach().float() >= threshold).cpu().numpy()
+    _, height, width = above.shape
+    labelled, _ = ndimage.label(above, _NEIGHBOURS)
+    found = [
+        (of.start, columns.start, rows.start, columns.stop, rows.stop)
+        for of, rows, columns in ndimage.find_objects(labelled)
+    ]
+    bare = [(of, 0, 0, width, height) for of in np.flatnonzero(~above.any(axis=(1, 2)))]
+    owner_and_box = np.array(found + bare)
+    sizes = np.concatenate((np.bincount(labelled.ravel())[1:], np.full(len(bare), height * width)))
+    return owner_and_box[:, 0], owner_and_box[:, 1:], sizes
 
 
 def region_iou(maps: Tensor, boxes: Tensor, threshold: float = 0.5) -> Tensor:
@@ -110,8 +111,12 @@ def region_iou(maps: Tensor, boxes: Tensor, threshold: float = 0.5) -> Tensor:
     >>> region_iou(torch.tensor([[[[0.0, 0.6], [0.0, 1.0]]]]), torch.tensor([[0.0, 0.0, 2.0, 2.0]])).tolist()
     [0.5]
     """
-    boxes = _check_boxes(boxes, maps)
-    found = region_boxes(maps, threshold).unsqueeze(1)
+    return _best_overlap(region_boxes(maps, threshold), _check_boxes(boxes, maps))
+
+
+def _best_overlap(found: Tensor, boxes: Tensor) -> Tensor:
+    """Of a box each, (N, 4), with any of some, (N, I, 4), (N,); 0 where they are missing (NaN)."""
+    found = found.unsqueeze(1)
     corner, opposite = torch.maximum(found[..., :2], boxes[..., :2]), torch.minimum(found[..., 2:], boxes[..., 2:])
     shared = (opposite - corner).clamp(min=0).prod(dim=2)
     union = _area(found) + _area(boxes) - shared
@@ -219,17 +224,13 @@ def any_region_found(
     """What each picture adds to `max_box_acc_v2`, (N,) in [0, 1]."""
     require_maps(maps)
     boxes = _check_boxes(boxes, maps).cpu()
-    ious = [
-        torch.stack([_best_overlap(array, known, threshold) for array, known in zip(_arrays(maps), boxes, strict=True)])
-        for threshold in _thresholds(steps)
-    ]
-    return _found_at_the_best(ious, deltas)
+    return _found_at_the_best([_best_of_any_region(maps, boxes, threshold) for threshold in _thresholds(steps)], deltas)
 
 
-def _best_overlap(array: np.ndarray[Any, Any], boxes: Tensor, threshold: float) -> Tensor:
-    """Of any region's box with any of the boxes, (); 0 where they are missing (NaN)."""
-    regions, _ = _regions(array, threshold)
-    return box_iou(torch.tensor(regions, dtype=torch.float32), boxes).nan_to_num(0.0).max()
+def _best_of_any_region(maps: Tensor, boxes: Tensor, threshold: float) -> Tensor:
+    """The overlap of any of a map's regions' boxes with any of its boxes, (N,)."""
+    owner, found, _ = (torch.from_numpy(numbers) for numbers in _regions(maps, threshold))
+    return torch.zeros(len(maps)).scatter_reduce(0, owner, _best_overlap(found.float(), boxes[owner]), "amax")
 
 
 def _found_at_the_best(ious: Sequence[Tensor], deltas: Sequence[float]) -> Tensor:
