@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,6 +97,9 @@ def test_a_measure_may_be_of_some_variants_and_some_test_sets(swept):
     both = replace(read_sweep(home / "sweep.yaml"), tests=["cifar10", "two-digits"], measure=[everywhere, once])
     assert both.measures_of("LFI-CAM", "cifar10") == [everywhere]
     assert both.measures_of("LFI-CAM", "two-digits") == [everywhere, once]
+    more = replace(both, measure=[*both.measure, {**ROAD, "variants": ["w = 1/K"]}])
+    assert more.fingerprint("LFI-CAM", 0) == both.fingerprint("LFI-CAM", 0)
+    assert more.fingerprint("w = 1/K", 0) != both.fingerprint("w = 1/K", 0)
 
 
 def test_table_and_figure_come_from_the_records(swept):
@@ -384,6 +388,14 @@ def test_a_wrong_file_is_refused_before_the_work(swept, tmp_path, change, messag
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**plan, "panels": {}, "measure": [ROAD], **change}))
     with pytest.raises(InvalidInputError, match=message):
         read_sweep(tmp_path / "sweep.yaml")
+
+
+def test_the_documented_file_is_a_sweep(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "sweeps.md").read_text()
+    (tmp_path / "sweep.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    sweep = read_sweep(tmp_path / "sweep.yaml")
+    assert len(sweep.measures_of("LFI-CAM", "two-digits")) == 2
+    assert len(sweep.measures_of("plain", "two-digits")) == 1
 
 
 def test_a_panel_shows_the_kept_map_of_its_column(swept, folder):

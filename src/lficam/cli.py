@@ -288,7 +288,8 @@ def _measure(options: Namespace) -> dict[str, Any]:
         beside = dict.fromkeys([*explainers, *BASELINES])
         records[run] = measure_run(run, model, pictures, options.data, list(beside), metrics, options.precision)
     rows = combine(records)
-    print_measures(f"{options.data}: {len(pictures)} pictures, {len(models)} runs, 95 % intervals", rows)
+    runs = "1 run" if len(models) == 1 else f"{len(models)} runs"
+    print_measures(f"{options.data}: {len(pictures)} pictures, {runs}, 95 % intervals", rows)
     notes = about(next(iter(models.values())), metrics)
     print(*notes, sep="\n", end="\n" if notes else "")
     return {"source": options.data, "pictures": len(pictures), "rows": rows, "notes": notes}

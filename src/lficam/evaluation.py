@@ -100,19 +100,19 @@ class Subject:
             self.progress.advance(task, len(images))
         self.progress.remove_task(task)
 
-    @torch.inference_mode()
     def logits(self, model: nn.Module, description: str) -> Tensor:
         """(N, C) float32 on the CPU, of this model or another one."""
-        return torch.cat([model(images).float().cpu() for images, _ in self.batches(description)])
+        return self._answers(lambda images, _: model(images), description)
 
-    @torch.inference_mode()
     def logits_with(self, maps: Tensor, description: str) -> Tensor:
         """`logits` of the model with these maps (N, 1, h, w) in place of its own."""
         assert isinstance(self.model, LFIClassifier | ABNClassifier)
         with_map = self.model.answer_with
-        return torch.cat(
-            [with_map(images, maps[part].to(images)).float().cpu() for images, part in self.batches(description)]
-        )
+        return self._answers(lambda images, part: with_map(images, maps[part].to(images)), description)
+
+    @torch.inference_mode()
+    def _answers(self, answer: Callable[[Tensor, slice], Tensor], description: str) -> Tensor:
+        return torch.cat([answer(images, part).float().cpu() for images, part in self.batches(description)])
 
     def require_answers(self, logits: Tensor) -> Tensor:
         """The logits (N, C), of which something can be said.

@@ -104,18 +104,21 @@ class Sweep:
         ]
         return kept + stability
 
-    def measures_of(self, variant: str, source: str) -> list[dict[str, Any]]:
-        """What is measured of a variant on a test set, beside what every run is."""
+    def measures_of(self, variant: str, source: str | None = None) -> list[dict[str, Any]]:
+        """What is measured of a variant on a test set, or on any, beside what every run is."""
         return [
             asked
             for asked in self.measure
-            if variant in asked.get("variants", [variant]) and source in asked.get("tests", [source])
+            if variant in asked.get("variants", [variant]) and source in (None, *asked.get("tests", [source]))
         ]
 
     def fingerprint(self, variant: str, run: int) -> str:
         """Of all that a run's records depend on, but the place of the data."""
         values = {name: value for name, value in self.values(variant, run).items() if name != "data" or not self.data}
-        parts = [values, self.measure, self.stability, self.tests]
+        measures = [
+            {name: value for name, value in asked.items() if name != "variants"} for asked in self.measures_of(variant)
+        ]
+        parts = [values, measures, self.stability, self.tests]
         if values.get("init_from") in self.variants:
             parts.append(self.fingerprint(values["init_from"], run))
         plan = json.dumps(parts, sort_keys=True)
