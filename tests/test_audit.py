@@ -17,6 +17,13 @@ def values(mean, spread=0.01, count=400):
     return mean + spread * torch.randn(1, count, generator=torch.Generator().manual_seed(round(1000 * mean)))
 
 
+def swap_values(other, trivial, agreement, count):
+    """What the swap test finds: points lost with another picture's map and with trivial ones, labels that stay."""
+    lost = {"other_image": other, **trivial}
+    found = {("attention", f"accuracy_lost_with_{name}"): torch.full((1, count), share) for name, share in lost.items()}
+    return {**found, ("attention", "agreement_with_other_image"): torch.full((1, count), agreement)}
+
+
 @pytest.mark.parametrize(
     ("own", "centre", "spread", "verdict"),
     [
@@ -41,18 +48,16 @@ def test_a_map_must_beat_the_best_of_those_that_cost_nothing(own, centre, spread
 
 
 @pytest.mark.parametrize(
-    ("other", "channel_mean", "verdict"),
+    ("other", "trivial", "verdict"),
     [(0.05, 0.04, "holds"), (0.05, 0.0, "holds trivially"), (0.0, 0.0, "fails"), (MARGINS["accuracy"] / 2, 0, "fails")],
 )
-def test_a_label_uses_a_map_if_another_pictures_costs_accuracy(other, channel_mean, verdict):
-    found = {
-        ("attention", "accuracy_lost_with_other_image"): values(other, count=4000),
-        ("attention", "accuracy_lost_with_feature_mean"): values(channel_mean, count=4000),
-        ("attention", "agreement_with_other_image"): values(0.97, count=4000),
-    }
+@pytest.mark.parametrize("best", room._LEARNED_BY_NOBODY)
+def test_a_label_uses_a_map_if_another_pictures_costs_accuracy(other, trivial, verdict, best):
+    found = swap_values(other, dict.fromkeys(room._LEARNED_BY_NOBODY, 0.05) | {best: trivial}, 0.97, count=4000)
     (judged,) = room._use(found)
     assert judged.verdict == verdict
     assert "97.0%" in judged.reason
+    assert f"nobody learned ({best}) {100 * trivial:.2f}" in judged.reason
     assert room._use({}) == []
 
 
@@ -91,11 +96,7 @@ def test_a_model_that_answers_nothing_is_not_passed_over():
 
 
 def test_few_pictures_without_an_event_do_not_say_that_there_is_none():
-    found = {
-        ("attention", "accuracy_lost_with_other_image"): torch.zeros(1, 50),
-        ("attention", "accuracy_lost_with_feature_mean"): torch.zeros(1, 50),
-        ("attention", "agreement_with_other_image"): torch.ones(1, 50),
-    }
+    found = swap_values(0.0, dict.fromkeys(room._LEARNED_BY_NOBODY, 0.0), 1.0, count=50)
     assert room._use(found)[0].verdict == "unknown"
 
 

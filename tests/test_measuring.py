@@ -6,6 +6,7 @@ from itertools import cycle
 
 import pytest
 import torch
+from torchvision.transforms.v2 import functional as TF
 
 import lficam
 from lficam import measuring
@@ -15,11 +16,13 @@ from lficam.data.pictures import Pictures
 from lficam.data.scenes import load_scenes
 from lficam.data.transforms import normalise
 from lficam.errors import InvalidInputError, UnknownNameError
-from lficam.explainers import EXPLAINERS, VERSUS, create_explainer, fast
+from lficam.evaluation import evaluate
+from lficam.explainers import EXPLAINERS, VERSUS, create_explainer, fast, score_cam
 from lficam.explainers.base import Explainer
 from lficam.functional import upsample
 from lficam.measuring import BASELINES, MEASURES, ONES, Probe, Record, combine, measure, measure_run
 from lficam.measuring.measures import stages_from_the_head
+from lficam.metrics.faithfulness import deletion, insertion
 from lficam.metrics.sanity import cascading_randomisation
 from lficam.metrics.stability import rank_correlation
 from lficam.metrics.use import SWAPS
@@ -146,6 +149,23 @@ def test_the_fast_pass_gives_the_models_own_probabilities(pictures, images):
             torch.testing.assert_close(probe.probability(part, classify)(batch).clone(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_second_fill_is_the_blurred_picture(pictures, images):
+    """A Gaussian of a tenth of the side, over half of the picture: other values than the mean colour's."""
+    model, blurred = digit_model(), TF.gaussian_blur(images, [2 * (DIGIT_SIZE // 4) + 1] * 2, [DIGIT_SIZE / 10] * 2)
+    found = values(model, pictures, ["grad_cam"], ["deletion", "insertion"])
+    with Probe(model, pictures) as probe, torch.no_grad():
+        asked, maps = model(images).argmax(dim=1), probe.maps("grad_cam")
+
+        def probability(shown):
+            return model(shown).softmax(dim=1).gather(1, asked[:, None])[:, 0]
+
+        for area in (deletion, insertion):
+            for name, fill in ((area.__name__, 0.0), (f"{area.__name__}_blurred", blurred)):
+                expected = float(area(probability, images, maps, fill=fill).mean())
+                assert found["grad_cam", name].value == pytest.approx(expected, abs=1e-4)
+    assert abs(found["grad_cam", "deletion"].value - found["grad_cam", "deletion_blurred"].value) > 1e-3
+
+
 def test_what_was_measured_is_not_measured_again_and_a_torn_line_is(run, folder, pictures, monkeypatch, tmp_path):
     model = digit_model()
     (tmp_path / "config.json").write_text(json.dumps({"weights_sha256": "one"}))
@@ -191,6 +211,37 @@ def test_explainers_of_many_passes_may_ask_in_bfloat16(pictures, tmp_path, monke
     assert narrow["score_cam"] == pytest.approx(whole["score_cam"], abs=0.05)
     assert len(list((tmp_path / "evaluation" / "scenes").glob("measures-*.jsonl"))) == 2
     assert ask("32") == whole
+
+
+@pytest.mark.parametrize("metric", ["adcc", "sanity", "grid_pointing"])
+def test_the_precision_is_that_of_every_measure(pictures, metric, monkeypatch):
+    asked = []
+    monkeypatch.setattr(score_cam, "fast_classifier", lambda *of: asked.append(of[2]) or fast.fast_classifier(*of))
+    for _ in measure(digit_model(), pictures, ["score_cam"], [metric], precision="auto"):
+        pass
+    assert {*asked} == {"auto"}
+
+
+def test_maps_of_one_explainer_are_kept_at_a_time(pictures):
+    with Probe(digit_model(), pictures) as probe:
+        first = probe.maps("feature_mean")
+        assert probe.maps("feature_mean", of_true=True) is first  # it has no class
+        probe.maps("grad_cam")
+        assert [name for name, *_ in probe._maps] == ["grad_cam"]
+
+
+def test_objects_without_a_label_are_left_out(pictures):
+    labels = pictures.object_labels.clone()
+    labels[::2] = -1
+    some = replace(pictures, object_labels=labels)
+    known = pictures.select(torch.arange(1, len(pictures), 2))
+    rows = [evaluate(digit_model(), of, "digits").localization for of in (some, known)]
+    assert [row["pointing"]["value"] for row in rows[0]] == [row["pointing"]["value"] for row in rows[1]]
+    records = [
+        values(digit_model(), of, ["grad_cam"], ["pointing", "grid_pointing"])["grad_cam", "pointing"].value
+        for of in (some, known)
+    ]
+    assert records[0] == records[1]
 
 
 def test_runs_are_combined_picture_by_picture():

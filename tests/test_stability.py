@@ -113,7 +113,9 @@ def test_the_command_gates_a_build(run, folder, tmp_path, capsys):
     assert row["value"] == pytest.approx(1)
     assert (row["low"], row["high"], row["deviation"]) == (None, None, None)  # of one pair
     assert (tmp_path / "s.png").is_file()
-    assert "cannot be chosen" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "cannot be chosen" in printed
+    assert f"2: {other}" in printed
     gated = ["--minimum", "1.5", "--json", str(tmp_path / "gated.json")]
     assert main([*words, *gated]) == 1
     assert "below --minimum 1.5" in capsys.readouterr().err

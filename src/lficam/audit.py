@@ -26,6 +26,8 @@ MARGINS = {
     "pointing": 0.03,
     "stability": 0.03,
 }
+# Maps that no network has to learn; where one of them serves the label as well, its use of the own map is trivial.
+_LEARNED_BY_NOBODY = ("feature_mean", "constant", "dataset_mean", "zero")
 # A map that keeps more than half of its ranks when every weight is lost does not come of the weights. Unlike maps keep
 # some by chance: 0.1 to 0.2 on grids of 8 x 8 cells, nearly half on 2 x 2, of which it can hardly be told.
 RANKS_KEPT = 0.5
@@ -123,7 +125,7 @@ def audit(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str
     verdicts += [_from_the_weights(values, name) for name in own]
     if len(models) > 1:
         judged = [name for name in own if name != VERSUS]  # each run has its own rival of a class
-        rows = {of: measure_stability(models, drawn, source, of, limit).measures[0] for of in (*judged, "feature_mean")}
+        rows = {of: _iou(models, drawn, source, of) for of in (*judged, "feature_mean")}
         verdicts += [_stable(name, rows[name], rows["feature_mean"]) for name in judged]
     facts = {
         "source": source,
@@ -133,6 +135,10 @@ def audit(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str
         "margins": MARGINS,
     }
     return Audit(facts, verdicts, about(first, ["patch_deletion", "sanity"]), combine(records))
+
+
+def _iou(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str, explainer: str) -> dict[str, Any]:
+    return measure_stability(models, pictures, source, explainer, len(pictures), measures=["iou"]).measures[0]
 
 
 def _values(records: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], Tensor]:
@@ -147,20 +153,21 @@ def _values(records: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], Te
 
 
 def _use(values: Mapping[tuple[str, str], Tensor]) -> list[Verdict]:
-    """Swap test: is another picture's map as good? And if not, is the channel mean's?"""
+    """Swap test: is another picture's map as good? And if not, is one that no network has to learn?"""
     if ("attention", "accuracy_lost_with_other_image") not in values:
         return []
     lost = _mean(values["attention", "accuracy_lost_with_other_image"])
-    by_mean = _mean(values["attention", "accuracy_lost_with_feature_mean"])
+    with_trivial = {name: _mean(values["attention", f"accuracy_lost_with_{name}"]) for name in _LEARNED_BY_NOBODY}
+    cheapest = min(with_trivial, key=lambda name: with_trivial[name].value)
     margin = MARGINS["accuracy"]
     agreement = float(values["attention", "agreement_with_other_image"].mean())
     word = _word(lost, margin)
     if word == "holds":
-        of_mean = _word(by_mean, margin)
-        word = "holds trivially" if of_mean == "fails" else of_mean
+        of_cheapest = _word(with_trivial[cheapest], margin)
+        word = "holds trivially" if of_cheapest == "fails" else of_cheapest
     reason = (
         f"with another picture's map {agreement:.1%} of the labels stay and {_points(lost)} points of accuracy are "
-        f"lost; with the channel mean's map {_points(by_mean)} points"
+        f"lost; with the best map that nobody learned ({cheapest}) {_points(with_trivial[cheapest])} points"
     )
     return [Verdict("is used by the label", "attention", word, lost.value, lost.low, lost.high, reason)]
 

@@ -459,7 +459,12 @@ def stability(options: Namespace) -> dict[str, Any]:
     validation = {run: read_record(Path(run) / "metrics.json").get("val_accuracy") for run in models}
     found = measure_stability(models, pictures, options.data, options.explainer, options.limit, validation)
     print_rows(f"{options.explainer}, {found.facts['pictures']} pictures, all pairs of runs", found.measures)
-    print_rows("pairs", [{**row, "runs": " and ".join(row["runs"])} for row in found.pairs])
+    numbers = range(1, len(models) + 1)
+    of_runs = zip(numbers, models, found.matrix, strict=True)
+    print_rows(
+        "IoU of the pairs",
+        [{"run": f"{number}: {run}", **dict(zip(map(str, numbers), row, strict=True))} for number, run, row in of_runs],
+    )
     if found.paper:
         iou = "n/a" if found.paper["iou"] is None else f"{found.paper['iou']:.3f}"
         print(f"the paper's protocol: IoU {iou} with the baseline {found.paper['baseline']}")

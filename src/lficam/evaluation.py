@@ -190,7 +190,7 @@ def evaluate(
         if pictures.boxes is not None:
             evaluation.localization = _localization(subject)
         if isinstance(model, LFIClassifier) and model.fin_name != "uniform":
-            control = subject.logits(model.with_uniform_importance(), "without the FIN")
+            control = subject.require_answers(subject.logits(model.with_uniform_importance(), "without the FIN"))
             evaluation.classification["top1_error_uniform"] = _error(control, pictures, 1)
         if pictures.mark_boxes is not None:
             evaluation.shortcut = _shortcut(subject, logits)
@@ -205,7 +205,7 @@ def top1_error(model: PlainClassifier, pictures: Pictures, batch_size: int = 128
     """A model's top-1 error on a set: value and 95 % interval (``low``, ``high``); asked in eval mode."""
     with in_eval_mode(model), progress_bar() as progress:
         subject = Subject(model, pictures, model.config.required_preprocessing(), batch_size, progress)
-        return _error(subject.logits(model, "classifying"), pictures, 1)
+        return _error(subject.require_answers(subject.logits(model, "classifying")), pictures, 1)
 
 
 def evaluate_run(run: str | Path, model: PlainClassifier, source: str) -> Evaluation:
@@ -363,20 +363,22 @@ def _localization(subject: Subject) -> list[dict[str, Any]]:
     """Every object of every picture is asked for; a map without a class is held against each of them."""
     pictures = subject.pictures
     assert pictures.object_labels is not None
-    objects = _objects(pictures)
-    if _known(subject.boxes).sum() < 2:  # chance needs another picture
+    objects, known = _objects(pictures), pictures.object_labels >= 0
+    boxes = subject.boxes.masked_fill(~known.view(*known.shape, *[1] * (subject.boxes.ndim - 2)), torch.nan)
+    labels = pictures.object_labels.clamp(min=0)  # an object without a label is asked for as any, and left out
+    if _known(boxes).sum() < 2:  # chance needs another picture
         return []
     rows = []
     for name, explainer in _explainers(subject.model).items():
-        asked = pictures.object_labels.unbind(1) if explainer.class_targeted else [None]
+        asked = labels.unbind(1) if explainer.class_targeted else [None]
         maps = [subject.maps(explainer, class_idx) for class_idx in asked]
         maps = maps if len(maps) == objects else maps * objects
-        rows.append({"map": name, "class_targeted": explainer.class_targeted, **_held_against(maps, subject.boxes)})
+        rows.append({"map": name, "class_targeted": explainer.class_targeted, **_held_against(maps, boxes)})
     if objects == 2 and subject.model.linear_head is not None:
         explainer = create_explainer(VERSUS, subject.model)
-        pairs = [(pictures.object_labels[:, d], pictures.object_labels[:, 1 - d]) for d in range(2)]
+        pairs = [(labels[:, d], labels[:, 1 - d]) for d in range(2)]
         maps = [subject.maps(explainer, asked, versus) for asked, versus in pairs]
-        rows.insert(2, {"map": VERSUS, "class_targeted": True, **_held_against(maps, subject.boxes)})
+        rows.insert(2, {"map": VERSUS, "class_targeted": True, **_held_against(maps, boxes)})
     return rows
 
 

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
@@ -63,6 +64,13 @@ class Stability:
     pairs: list[dict[str, Any]]
     paper: dict[str, Any] | None
 
+    @property
+    def matrix(self) -> list[list[float | None]]:
+        """IoU of all pairs of runs, a row a run; None of a run with itself, and where nothing could be compared."""
+        iou = {frozenset(pair["runs"]): pair["iou"] for pair in self.pairs}
+        runs = self.facts["runs"]
+        return [[iou.get(frozenset((one, other))) for other in runs] for one in runs]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
         return dict(vars(self))
@@ -75,6 +83,7 @@ def measure_stability(
     explainer: str = "attention",
     limit: int = 1000,
     validation: Mapping[str, float | None] | None = None,
+    measures: Sequence[str] = tuple(MEASURES),
 ) -> Stability:
     """Hold the maps of all pairs of models against each other.
 
@@ -87,7 +96,8 @@ def measure_stability(
         source: its name, for the record.
         explainer: whose maps; one that is asked for a class is asked for the true one.
         limit: pictures at most, drawn from the whole set with a fixed seed.
-        validation: accuracy of each model on its validation part, for the paper's protocol.
+        validation: accuracy of each model on its validation part, for the paper's protocol, which is of ``iou``.
+        measures: names of ``MEASURES``.
 
     Raises:
         InvalidInputError: fewer than two models, models that differ in more than their training, or an explainer that
@@ -105,7 +115,7 @@ def measure_stability(
     require_same_classes(next(iter(models.values())), pictures, source)
     drawn = pictures.sample(limit)
     maps = {name: _maps(model, drawn, explainer) for name, model in models.items()}
-    return stability_of_maps(maps, drawn.labels, {"source": source, "explainer": explainer}, validation)
+    return stability_of_maps(maps, drawn.labels, {"source": source, "explainer": explainer}, validation, measures)
 
 
 def stability_of_maps(
@@ -113,28 +123,29 @@ def stability_of_maps(
     labels: Tensor,
     facts: Mapping[str, Any],
     validation: Mapping[str, float | None] | None = None,
+    measures: Sequence[str] = tuple(MEASURES),
 ) -> Stability:
     """`measure_stability` of maps (N, 1, H, W) that are there already, by run, all of the same labelled pictures.
 
     Raises:
-        InvalidInputError: fewer than two runs, or maps that are not one of each picture, all of one size.
+        InvalidInputError: fewer than two runs, or maps that are not one of each picture, all of one size, in [0, 1].
     """
     _require_several(maps)
     like = next(iter(maps.values()))
     for of_run in maps.values():
-        require_maps(of_run, like)
+        require_maps(of_run, like, unit=True)
     if len(labels) != len(like):
         raise InvalidInputError(f"labels: expected {len(like)}, one a picture, got {len(labels)}.")
     partners, runs = partners_of_one_class(labels), list(combinations(maps, 2))
-    pairs = {name: _compared(likeness, maps, runs, partners) for name, likeness in MEASURES.items()}
+    pairs = {name: _compared(MEASURES[name], maps, runs, partners) for name in measures}
     return Stability(
         facts={**facts, "pictures": len(labels), "runs": list(maps)},
-        measures=[_measure(name, pairs[name], runs) for name in MEASURES],
+        measures=[_measure(name, of_pairs, runs) for name, of_pairs in pairs.items()],
         pairs=[
-            {"runs": list(names), **{name: _number(pairs[name][place, 0].nanmean()) for name in MEASURES}}
+            {"runs": list(names), **{name: _number(found[place, 0].nanmean()) for name, found in pairs.items()}}
             for place, names in enumerate(runs)
         ],
-        paper=_papers(pairs["iou"], runs, validation or {}),
+        paper=_papers(pairs["iou"], runs, validation or {}) if "iou" in pairs else None,
     )
 
 
@@ -178,8 +189,8 @@ def _compared(
     for one, other in ((prepared[one], prepared[other]) for one, other in runs):
         by_chance = torch.full((len(partners),), torch.nan)
         if has_partner.any():
-            by_chance[has_partner] = likeness.compare(one[has_partner], other[partners[has_partner]])
-        found.append(torch.stack((likeness.compare(one, other), by_chance)))
+            by_chance[has_partner] = likeness.compare(one[has_partner], other[partners[has_partner]]).cpu()
+        found.append(torch.stack((likeness.compare(one, other).cpu(), by_chance)))
     return torch.stack(found)
 
 
@@ -255,21 +266,17 @@ def require_figure(path: Path) -> None:
 
 def save_stability_figure(stability: Stability, path: Path) -> None:
     """The matrix of the pairs' IoU as a picture."""
-    names = stability.facts["runs"]
-    matrix = torch.eye(len(names))
-    for row in stability.pairs:
-        i, j = (names.index(name) for name in row["runs"])
-        matrix[i, j] = matrix[j, i] = torch.nan if row["iou"] is None else row["iou"]
+    names, matrix = stability.facts["runs"], stability.matrix
     side = 2.2 + 0.7 * len(names)
     figure = Figure(figsize=(side + 1, side), dpi=130, layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(matrix.numpy(), vmin=0, vmax=1, cmap="viridis")
+    image = axes.imshow(np.array(matrix, dtype=float), vmin=0, vmax=1, cmap="viridis")
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), names)
-    for i in range(len(names)):
-        for j in range(len(names)):
-            value = float(matrix[i, j])
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.6 else "white")
+    for i, row in enumerate(matrix):
+        for j, value in enumerate(row):
+            if value is not None:
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", color="black" if value > 0.6 else "white")
     iou = stability.measures[0]
     own, shuffled, corrected = (
         "n/a" if iou[key] is None else f"{iou[key]:.2f}" for key in ("value", "shuffled", "corrected")

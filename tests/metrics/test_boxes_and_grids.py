@@ -7,6 +7,7 @@ from torchmetrics.functional.classification import binary_average_precision
 
 from lficam.errors import InvalidInputError
 from lficam.measuring.measures import _tuned
+from lficam.metrics import localization
 from lficam.metrics.localization import (
     any_region_found,
     box_masks,
@@ -19,6 +20,7 @@ from lficam.metrics.localization import (
     mean_map,
     pixel_average_precision,
     pixels_found,
+    region_boxes,
     region_iou,
     tuned_threshold,
 )
@@ -109,6 +111,30 @@ def test_max_box_acc_v2_takes_the_best_of_all_regions(maps, boxes):
         shares.append(best)
     assert max_box_acc_v2(maps, two) == pytest.approx(sum(shares) / 3)
     assert max_box_acc_v2(maps, boxes) >= max_box_acc(maps, boxes)
+
+
+def test_regions_of_many_maps_are_those_of_each(maps, boxes, monkeypatch):
+    maps = torch.cat((maps, torch.zeros(1, 1, 6, 8), torch.ones(1, 1, 6, 8)))
+    alone = torch.cat([region_boxes(one[None], 0.4) for one in maps])
+    monkeypatch.setattr(localization, "_AT_ONCE", 4)
+    assert torch.equal(region_boxes(maps, 0.4), alone)
+    assert region_boxes(maps[:0]).shape == (0, 4)
+    assert region_iou(maps[:0], boxes[:0]).shape == (0,)
+
+
+def test_values_that_say_nothing_are_refused_by_name(maps, boxes):
+    masks = box_masks(boxes, (6, 8))
+    refused = {
+        "maps: expected values in": lambda: region_boxes(255 * maps),
+        "threshold: expected more than 0": lambda: region_boxes(maps, 127),
+        "threshold: ": lambda: mask_iou(maps, masks, 0.0),
+        "steps: expected at least 2": lambda: max_box_acc(maps, boxes, steps=1),
+        "deltas: expected at least one": lambda: max_box_acc_v2(maps, boxes, deltas=()),
+        "cells: expected 4 of 0 to 3": lambda: grid_share(maps, torch.tensor([0, 1, 2, 4])),
+    }
+    for message, ask in refused.items():
+        with pytest.raises(InvalidInputError, match=message):
+            ask()
 
 
 def test_the_tuned_threshold_is_the_best_one(maps, boxes):

@@ -276,6 +276,23 @@ def test_patches_of_a_symmetric_map_are_not_ranked_by_rounding():
 
 
 @pytest.mark.parametrize("measure", [average_drop, average_gain, deletion, insertion, road])
+def test_answers_that_are_none_are_refused(measure, images, maps):
+    def broken(pictures):
+        return pictures.sum(dim=(1, 2, 3)) * torch.nan
+
+    with pytest.raises(InvalidInputError, match="score: answers NaN"):
+        measure(broken, images, maps)
+    with pytest.raises(InvalidInputError, match="score: answers NaN"):
+        patch_drops(broken, images, patches=2)
+
+
+@pytest.mark.parametrize("measure", [average_drop, average_gain])
+def test_a_picture_is_seen_through_a_map_of_zero_to_one(measure, images, maps):
+    with pytest.raises(InvalidInputError, match="maps: expected values in"):
+        measure(lambda pictures: pictures.sum(dim=(1, 2, 3)), images, 255 * maps)
+
+
+@pytest.mark.parametrize("measure", [average_drop, average_gain, deletion, insertion, road])
 def test_maps_that_are_not_one_a_picture_or_not_finite_are_refused(measure, images, maps):
     for wrong, message in (
         (maps[:1], "one a picture"),

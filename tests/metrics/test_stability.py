@@ -120,5 +120,27 @@ def test_maps_that_do_not_fit_are_refused(measure):
         measure(torch.zeros(2, 1, 4, 4), torch.zeros(3, 1, 4, 4))
     with pytest.raises(InvalidInputError, match="finite"):
         measure(torch.full((1, 1, 12, 12), torch.nan), torch.zeros(1, 1, 12, 12))
-    with pytest.raises(InvalidInputError, match="share"):
+    with pytest.raises(InvalidInputError, match="share: expected more than 0"):
         area_matched_iou(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), 0)
+
+
+def test_maps_and_thresholds_of_another_unit_are_refused():
+    with pytest.raises(InvalidInputError, match=r"maps: expected values in \[0, 1\], got 0 to 255"):
+        map_iou(torch.tensor([[[[0.0, 255.0]]]]), torch.zeros(1, 1, 1, 2))
+    with pytest.raises(InvalidInputError, match="threshold: expected more than 0 and at most 1, got 127"):
+        map_iou(torch.zeros(1, 1, 1, 2), torch.zeros(1, 1, 1, 2), threshold=127)
+
+
+def test_a_map_with_too_few_pixels_above_its_lowest_has_no_highest_share():
+    one, other = torch.zeros(1, 1, 10, 10), torch.zeros(1, 1, 10, 10)
+    one[..., 0, 0] = other[..., 9, 9] = 1.0
+    assert area_matched_iou(one, other, 0.01).tolist() == [0.0]
+    assert area_matched_iou(one, other, 0.1).isnan().all()
+
+
+def test_maps_that_are_learned_or_narrow_have_ranks():
+    maps = random_maps(0)
+    expected = rank_correlation(maps, random_maps(1))
+    torch.testing.assert_close(rank_correlation(maps.requires_grad_(), random_maps(1)), expected)
+    narrow = maps.detach().bfloat16()
+    assert rank_correlation(narrow, narrow).tolist() == [1.0] * 3

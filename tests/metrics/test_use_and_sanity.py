@@ -30,6 +30,8 @@ def test_each_swap_by_hand():
     assert torch.equal(swapped("inverted", flat, partners[:1], flat), flat)
     with pytest.raises(InvalidInputError, match="expected one of zero, constant"):
         swapped("shuffled", MAPS, partners, means)
+    with pytest.raises(InvalidInputError, match="partners: expected 2 of 0 to 1"):
+        swapped("other_image", MAPS, torch.tensor([5, 0]), means)
 
 
 def test_effective_channels_by_hand():

@@ -14,11 +14,12 @@ from lficam.explainers import VERSUS, create_explainer
 from lficam.explainers.fast import Classifier
 from lficam.measuring.probe import GRID, ONES, Probe
 from lficam.metrics import faithfulness, localization
+from lficam.metrics.checks import require_maps
 from lficam.metrics.classification import top_k_misses
 from lficam.metrics.intervals import Statistic, bootstrap_statistic
 from lficam.metrics.localization import shuffled
 from lficam.metrics.sanity import cascading_randomisation
-from lficam.metrics.stability import map_iou, rank_correlation
+from lficam.metrics.stability import SPEARMAN, map_iou
 from lficam.metrics.use import SWAPS, divergence, effective_channels, label_agreement, swapped
 from lficam.models.backbones import count_parameters
 from lficam.models.lfi import LFIClassifier
@@ -126,7 +127,7 @@ def _adcc(probe: Probe, name: str) -> Values:
         drop = faithfulness.average_drop(probe.probability(part, classify), images, of_part)
         # The rival of the whole picture, which need not be that of the masked one.
         options = {"versus": probe.runner_up[part]} if name == VERSUS else {}
-        explain = create_explainer(name, probe.model, **options)
+        explain = probe.explainer(name, **options)
         asked = probe.predicted[part] if explain.class_targeted else None
         found.append(faithfulness.adcc(drop, of_part, explain(images * of_part, asked)).cpu())
     return {"adcc": torch.cat(found)}
@@ -188,7 +189,7 @@ def _grid_pointing(probe: Probe, name: str) -> Values:
     grids = _grids(probe.true)
     if not grids:
         raise InvalidInputError("metrics: grid_pointing needs pictures of four classes; leave it out.")
-    explainer, cells = create_explainer(name, probe.model), torch.arange(GRID**2)
+    explainer, cells = probe.explainer(name), torch.arange(GRID**2)
     shares = []
     for grid in grids:
         picture, asked = probe.side_by_side(grid), probe.true[grid]
@@ -204,8 +205,9 @@ def _grid_pointing(probe: Probe, name: str) -> Values:
 
 
 def _grids(labels: Tensor, most: int = 50) -> list[Tensor]:
-    """Indices of four pictures of four classes each, the same for every model."""
-    left = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
+    """Indices of four pictures of four known classes each, the same for every model."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    left = order[labels[order] >= 0].tolist()
     grids: list[Tensor] = []
     while len(grids) < most:
         grid: list[int] = []
@@ -250,11 +252,14 @@ def _parts(network: nn.Module) -> list[nn.Module]:
 def _sanity(probe: Probe, name: str) -> Values:
     """Rank correlation of the map with that of the model whose weights are lost, for the same class; less is better."""
     own, found, forgotten = probe.maps(name, raw=True), {}, False
+    ranks = SPEARMAN.prepare(own)
     stages = stages_from_the_head(probe.model)
     for stage, lost in cascading_randomisation(probe.model, stages):
-        with Probe(lost, probe.pictures) as other:
+        with Probe(lost, probe.pictures, probe.precision) as other:
             other.predicted, other.runner_up = probe.predicted, probe.runner_up
-            found[f"randomised_to_{stage}"] = rank_correlation(own, other.maps(name, raw=True))
+            maps = other.maps(name, raw=True)
+            require_maps(maps, own)
+            found[f"randomised_to_{stage}"] = SPEARMAN.compare(ranks, SPEARMAN.prepare(maps))
             forgotten = not torch.equal(probe.logits, other.subject.logits(lost, "classifying"))
     if not forgotten:
         raise InvalidInputError(
@@ -294,8 +299,8 @@ def _weighting(probe: Probe, _: str) -> Values:
         with torch.inference_mode():
             weights = [probe.model.explain(images).importance for images, _ in probe.subject.batches("weights")]
         found["effective_channels"] = effective_channels(
-            torch.cat([part for part in weights if part is not None])
-        ).cpu()
+            torch.cat([part.cpu() for part in weights if part is not None])
+        )
     return found
 
 

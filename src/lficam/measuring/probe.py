@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from lficam.data.pictures import Pictures
 from lficam.data.transforms import HIDDEN_GRID, normalise
 from lficam.errors import InvalidInputError
 from lficam.evaluation import Subject
-from lficam.explainers import OF_MANY_PASSES, VERSUS, create_explainer
+from lficam.explainers import EXPLAINERS, OF_MANY_PASSES, VERSUS, create_explainer
+from lficam.explainers.base import Explainer
 from lficam.explainers.fast import Classifier, Precision, fast_classifier
 from lficam.metrics import faithfulness
 from lficam.models.plain import PlainClassifier
@@ -35,10 +37,11 @@ class Probe:
     Attributes:
         model: see above.
         pictures: see above.
+        precision: see above.
     """
 
     def __init__(self, model: PlainClassifier, pictures: Pictures, precision: Precision = "32") -> None:
-        self.model, self.pictures, self._precision = model, pictures, precision
+        self.model, self.pictures, self.precision = model, pictures, precision
         self._stack = ExitStack()
         progress = self._stack.enter_context(progress_bar())
         self._stack.enter_context(in_eval_mode(model))
@@ -134,11 +137,19 @@ class Probe:
 
     def maps(self, name: str, raw: bool = False, of_true: bool = False) -> Tensor:
         """(N, 1, H, W) in [0, 1], or with ``raw`` the method's own values, resized; of the predicted or true class."""
-        key = (name, raw, of_true)
+        key = (name, raw, of_true and name in EXPLAINERS and EXPLAINERS[name].class_targeted)
         if key not in self._maps:
+            # Measures come explainer by explainer, and a set of maps may fill much memory.
+            self._maps = {known: maps for known, maps in self._maps.items() if known[0] == name}
             # An object without a label is asked for as any; its picture is left out by the measures.
             self._maps[key] = self._ask(name, raw, self.true.clamp(min=0) if of_true else self.predicted)
         return self._maps[key]
+
+    def explainer(self, name: str, **options: Any) -> Explainer:
+        """An explainer of the model, in the precision asked for."""
+        if name in OF_MANY_PASSES:
+            options["precision"] = self.precision
+        return create_explainer(name, self.model, **options)
 
     def _ask(self, name: str, raw: bool, asked: Tensor) -> Tensor:
         side = self.subject.preprocessing.size
@@ -146,8 +157,7 @@ class Probe:
             return torch.ones(len(self.pictures), 1, side, side)
         # A copy that has lost its weights is asked about the rival of the whole model, not about its own.
         versus = torch.where(asked == self.predicted, self.runner_up, self.predicted) if name == VERSUS else None
-        options = {"precision": self._precision} if name in OF_MANY_PASSES else {}
-        maps = self.subject.maps(create_explainer(name, self.model, **options), asked, versus, raw)
+        maps = self.subject.maps(self.explainer(name), asked, versus, raw)
         if not raw:
             return maps
         # A level map stays level to the bit, or the rounding of its enlargement would be ranked.

@@ -28,6 +28,8 @@ ROAD_SHARES = (0.2, 0.4, 0.6, 0.8)
 def patch_drops(score: Score, images: Tensor, patches: int = 8, fill: Fill = 0.0) -> Tensor:
     """How much the score falls when each square of a grid is taken away, (N, P, P); negative where it rises.
 
+    Source: Hesse et al. 2024 (IDSDS), section 3, of any score and fill.
+
     Args:
         score: of the images; asked P * P + 1 times. One that gives (n, S), several numbers an image, gives
             (N, P, P, S).
@@ -41,14 +43,14 @@ def patch_drops(score: Score, images: Tensor, patches: int = 8, fill: Fill = 0.0
     height, width = images.shape[-2:]
     if not 1 <= patches <= min(height, width):
         raise InvalidInputError(f"patches: expected 1 to {min(height, width)}, got {patches}.")
-    whole, filler = score(images), _filler(images, fill)
+    whole, filler = _finite(score(images)), _filler(images, fill)
     drops = []
     for row in range(patches):
         for column in range(patches):
             without = images.clone()
             place = (..., _edges(row, patches, height), _edges(column, patches, width))
             without[place] = filler[place]
-            drops.append(whole - score(without))
+            drops.append(whole - _finite(score(without)))
     return torch.stack(drops, dim=1).unflatten(1, (patches, patches))
 
 
@@ -115,8 +117,8 @@ def road(score: Score, images: Tensor, maps: Tensor, shares: Sequence[float] = R
 
     Source: Rong et al. 2022 (ROAD): removed pixels are imputed (`impute`), so that their shape tells the model nothing.
     The mean over shares of half the difference of the score without the lowest and without the highest pixels, as
-    pytorch-grad-cam combines the two orders. 0 for a map that ranks no better than chance; of a flat map, in reading
-    order, which says nothing.
+    pytorch-grad-cam combines the two orders; of a probability in [-1/2, 1/2]. 0 for a map that ranks no better than
+    chance; of a flat map, in reading order, which says nothing.
 
     Args:
         score: of the images; asked twice a share.
@@ -137,7 +139,7 @@ def road(score: Score, images: Tensor, maps: Tensor, shares: Sequence[float] = R
             raise InvalidInputError(f"shares: expected more than 0 and less than 1, got {share}.")
         number = round(share * count)
         lowest, highest = (impute(images, gone, seed) for gone in (place >= count - number, place < number))
-        halves.append((score(lowest) - score(highest)) / 2)
+        halves.append((_finite(score(lowest)) - _finite(score(highest))) / 2)
     return torch.stack(halves).mean(dim=0)
 
 
@@ -204,8 +206,7 @@ def average_drop(probability: Score, images: Tensor, maps: Tensor) -> Tensor:
     >>> average_drop(lambda images: images.mean(dim=(1, 2, 3)), images, maps).item()
     0.5
     """
-    require_maps(maps, images)
-    before, after = probability(images), probability(images * maps)
+    before, after = _seen_through(probability, images, maps)
     return ((before - after).clamp(min=0) / before.clamp(min=torch.finfo(before.dtype).tiny)).clamp(max=1)
 
 
@@ -218,9 +219,14 @@ def average_gain(probability: Score, images: Tensor, maps: Tensor) -> Tensor:
     >>> average_gain(lambda images: 1 - images.mean(dim=(1, 2, 3)), images, maps).item()
     1.0
     """
-    require_maps(maps, images)
-    before, after = probability(images), probability(images * maps)
+    before, after = _seen_through(probability, images, maps)
     return ((after - before).clamp(min=0) / (1 - before).clamp(min=torch.finfo(before.dtype).eps)).clamp(max=1)
+
+
+def _seen_through(probability: Score, images: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
+    """The answers to the pictures, and to them multiplied by their maps."""
+    require_maps(maps, images, unit=True)
+    return _finite(probability(images)), _finite(probability(images * maps))
 
 
 def adcc(drop: Tensor, maps: Tensor, maps_of_masked: Tensor) -> Tensor:
@@ -238,7 +244,7 @@ def adcc(drop: Tensor, maps: Tensor, maps_of_masked: Tensor) -> Tensor:
     >>> adcc(torch.zeros(1), torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 2)).item()
     0.0
     """
-    require_maps(maps)
+    require_maps(maps, unit=True)
     require_maps(maps_of_masked, maps)
     if drop.shape != (len(maps),):
         raise InvalidInputError(f"drop: expected ({len(maps)},), one a map, got {tuple(drop.shape)}.")
@@ -253,6 +259,13 @@ def _coherency(maps: Tensor, others: Tensor) -> Tensor:
     coherency = (1 + F.cosine_similarity(one, other, dim=1)) / 2
     # A flat map has no correlation; half of the score for saying nothing would be too much.
     return coherency.masked_fill(is_flat(maps) | is_flat(others), 0.0)
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """The answers, of which something can be said."""
+    if not torch.isfinite(scores).all():
+        raise InvalidInputError("score: answers NaN or infinity to a picture that pixels were taken from.")
+    return scores
 
 
 def _filler(images: Tensor, fill: Fill) -> Tensor:
@@ -273,7 +286,8 @@ def _area(score: Score, maps: Tensor, steps: int, start: Tensor, end: Tensor) ->
     if steps < 1:
         raise InvalidInputError(f"steps: expected at least 1, got {steps}.")
     place, count = _places(maps), maps[0].numel()
-    scores = torch.stack([score(torch.where(place < step * count / steps, end, start)) for step in range(steps + 1)])
+    shown = (torch.where(place < step * count / steps, end, start) for step in range(steps + 1))
+    scores = torch.stack([_finite(score(images)) for images in shown])
     return torch.trapezoid(scores, dx=1 / steps, dim=0)
 
 

@@ -96,7 +96,7 @@ def percentiles(values: Tensor) -> tuple[float, float]:
     >>> percentiles(torch.arange(1001.0))
     (25.0, 975.0)
     """
-    low, high = torch.quantile(values, torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    low, high = torch.quantile(values, values.new_tensor([0.025, 0.975])).tolist()
     return low, high
 
 

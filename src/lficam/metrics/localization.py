@@ -13,13 +13,13 @@ from torch import Tensor
 
 from lficam.errors import InvalidInputError
 from lficam.functional import is_flat, min_max
-from lficam.metrics.checks import require_maps
+from lficam.metrics.checks import require_maps, require_share
 from lficam.metrics.intervals import Statistic
 
 # Of a map's range: what rounding in its enlargement may make of a level top.
 _LEVEL = 1e-6
-# Maps whose pixels are sorted into levels at a time: their places take twice the memory of the maps.
-_COUNTED = 256
+# Maps whose pixels are counted or labelled at a time: that takes several times the memory of the maps.
+_AT_ONCE = 256
 # Cells that meet at a corner only are two regions, and so are those of two maps.
 _NEIGHBOURS = np.pad(ndimage.generate_binary_structure(2, 1)[None], ((1, 1), (0, 0), (0, 0)))
 
@@ -75,10 +75,14 @@ def region_boxes(maps: Tensor, threshold: float = 0.5) -> Tensor:
         maps: (N, 1, H, W), each min-max in [0, 1].
         threshold: in (0, 1].
 
+    Raises:
+        InvalidInputError: values beyond [0, 1], or another threshold.
+
     >>> region_boxes(torch.tensor([[[[0.0, 0.6], [0.0, 1.0]]]])).tolist()
     [[1.0, 0.0, 2.0, 2.0]]
     """
-    require_maps(maps)
+    require_maps(maps, unit=True)
+    require_share("threshold", threshold)
     owner, boxes, sizes = _regions(maps, threshold)
     by_size = np.lexsort((-sizes, owner))  # stable: of two as large the first
     _, largest = np.unique(owner[by_size], return_index=True)
@@ -90,17 +94,18 @@ def _regions(maps: Tensor, threshold: float) -> tuple[Numbers, Numbers, Numbers]
 
     A map without any has one: the whole picture.
     """
-    above = (maps[:, 0].detach().float() >= threshold).cpu().numpy()
-    _, height, width = above.shape
-    labelled, _ = ndimage.label(above, _NEIGHBOURS)
-    found = [
-        (of.start, columns.start, rows.start, columns.stop, rows.stop)
-        for of, rows, columns in ndimage.find_objects(labelled)
-    ]
-    bare = [(of, 0, 0, width, height) for of in np.flatnonzero(~above.any(axis=(1, 2)))]
-    owner_and_box = np.array(found + bare)
-    sizes = np.concatenate((np.bincount(labelled.ravel())[1:], np.full(len(bare), height * width)))
-    return owner_and_box[:, 0], owner_and_box[:, 1:], sizes
+    height, width = maps.shape[-2:]
+    found: list[tuple[int, int, int, int, int, int]] = []
+    for start in range(0, len(maps), _AT_ONCE):
+        above = (maps[start : start + _AT_ONCE, 0].detach().float() >= threshold).cpu().numpy()
+        labelled, _ = ndimage.label(above, _NEIGHBOURS)
+        sizes = np.bincount(labelled.ravel())[1:].tolist()
+        for (of, rows, columns), size in zip(ndimage.find_objects(labelled), sizes, strict=True):
+            found.append((start + of.start, columns.start, rows.start, columns.stop, rows.stop, size))
+        for bare in np.flatnonzero(~above.any(axis=(1, 2))).tolist():
+            found.append((start + bare, 0, 0, width, height, width * height))
+    owner, *box, size = np.array(found, dtype=np.int64).reshape(-1, 6).T
+    return owner, np.stack(box, axis=1), size
 
 
 def region_iou(maps: Tensor, boxes: Tensor, threshold: float = 0.5) -> Tensor:
@@ -166,7 +171,8 @@ def mask_iou(maps: Tensor, masks: Tensor, threshold: float = 0.5) -> Tensor:
     >>> mask_iou(torch.tensor([[[[1.0, 0.6, 0.0]]]]), torch.tensor([[[[True, False, False]]]])).item()
     0.5
     """
-    _check_masks(masks, maps)
+    _check_masks(masks, maps, unit=True)
+    require_share("threshold", threshold)
     high = maps >= threshold
     return (high & masks).sum(dim=(1, 2, 3)) / (high | masks).sum(dim=(1, 2, 3))
 
@@ -175,7 +181,8 @@ def max_box_acc(maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 0.5
     """For each overlap asked for, the share of boxes found at the threshold that finds most; their mean.
 
     Source: Choe et al. 2020, section 4.1, MaxBoxAcc: a threshold gives one box, that of the largest region. Its one
-    overlap of a half is here the three of `max_box_acc_v2`. Thresholds are chosen on the very pictures that are scored,
+    overlap of a half is here the three of `max_box_acc_v2`, and cells that meet at a corner only are two regions, where
+    contours are traced through corners. Thresholds are chosen on the very pictures that are scored,
     as its authors do: an upper bound; `tuned_threshold` chooses elsewhere.
 
     Args:
@@ -222,7 +229,7 @@ def any_region_found(
     maps: Tensor, boxes: Tensor, deltas: Sequence[float] = (0.3, 0.5, 0.7), steps: int = 100
 ) -> Tensor:
     """What each picture adds to `max_box_acc_v2`, (N,) in [0, 1]."""
-    require_maps(maps)
+    require_maps(maps, unit=True)
     boxes = _check_boxes(boxes, maps).cpu()
     return _found_at_the_best([_best_of_any_region(maps, boxes, threshold) for threshold in _thresholds(steps)], deltas)
 
@@ -235,6 +242,8 @@ def _best_of_any_region(maps: Tensor, boxes: Tensor, threshold: float) -> Tensor
 
 def _found_at_the_best(ious: Sequence[Tensor], deltas: Sequence[float]) -> Tensor:
     """Of overlaps (N,), one a threshold: what is found at the threshold that finds most, a mean over the deltas."""
+    if not deltas:
+        raise InvalidInputError("deltas: expected at least one overlap that counts as found, got none.")
     found = [torch.stack([iou >= delta for iou in ious]).float() for delta in deltas]  # (thresholds, N) each
     return torch.stack([at[int(at.sum(dim=1).argmax())] for at in found]).mean(dim=0)
 
@@ -276,10 +285,8 @@ def pixels_found(maps: Tensor, masks: Tensor, levels: int = 1000) -> Statistic:
 
     Each picture is counted into levels once, which a library's curve of all pixels would do again for each set.
     """
-    _check_masks(masks, maps)
-    if maps.amin() < -_LEVEL or maps.amax() > 1 + _LEVEL:
-        raise InvalidInputError(f"maps: expected values in [0, 1], got {maps.amin():.3g} to {maps.amax():.3g}.")
-    parts = zip(maps.float().split(_COUNTED), masks.split(_COUNTED), strict=True)
+    _check_masks(masks, maps, unit=True)
+    parts = zip(maps.float().split(_AT_ONCE), masks.split(_AT_ONCE), strict=True)
     pixels, of_objects = (
         torch.cat(counts) for counts in zip(*(_counted(*part, levels) for part in parts), strict=True)
     )
@@ -322,6 +329,8 @@ def grid_share(maps: Tensor, cells: Tensor, side: int = 2) -> Tensor:
     height, width = maps.shape[-2:]
     if height % side or width % side:
         raise InvalidInputError(f"maps: expected sides that {side} divides, got {height} x {width}.")
+    if cells.shape != (len(maps),) or not ((cells >= 0) & (cells < side**2)).all():
+        raise InvalidInputError(f"cells: expected {len(maps)} of 0 to {side**2 - 1}, one a map, got {cells.tolist()}.")
     parts = maps.relu().view(len(maps), side, height // side, side, width // side).sum(dim=(2, 4)).flatten(1)
     total = parts.sum(dim=1)
     return parts.gather(1, cells.view(-1, 1))[:, 0] / total.masked_fill(total == 0, 1.0)
@@ -340,11 +349,13 @@ def mean_map(maps: Tensor) -> Tensor:
 
 
 def _thresholds(steps: int) -> list[float]:
+    if steps < 2:
+        raise InvalidInputError(f"steps: expected at least 2, got {steps}.")
     return [number / steps for number in range(1, steps)]
 
 
-def _check_masks(masks: Tensor, maps: Tensor) -> None:
-    require_maps(maps)
+def _check_masks(masks: Tensor, maps: Tensor, unit: bool = False) -> None:
+    require_maps(maps, unit=unit)
     if masks.shape != maps.shape or masks.dtype != torch.bool:
         raise InvalidInputError(f"masks: expected {tuple(maps.shape)} bool, got {tuple(masks.shape)} {masks.dtype}.")
     if not masks.flatten(1).any(dim=1).all():

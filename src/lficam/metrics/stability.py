@@ -12,11 +12,12 @@ from scipy.stats import rankdata
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from lficam.errors import InvalidInputError
 from lficam.functional import is_flat
-from lficam.metrics.checks import require_maps
+from lficam.metrics.checks import require_maps, require_share
 
 PAPER_THRESHOLD = 127 / 255
+# Maps whose windows are compared at a time: they take fifty times the memory of the maps.
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -48,30 +49,37 @@ def map_iou(maps: Tensor, others: Tensor, threshold: float = PAPER_THRESHOLD) ->
     Source: section 4.4 of the paper (maps of 0 to 255, at 127 or more). NaN where both regions are empty: the union
     is, and to call that perfect would reward flat maps.
 
+    Raises:
+        InvalidInputError: maps of other pictures, values beyond [0, 1], or a threshold that is not in (0, 1].
+
     >>> map_iou(torch.tensor([[[[1.0, 0.6, 0.0]]]]), torch.tensor([[[[1.0, 0.2, 0.8]]]])).item()
     0.3333333432674408
     """
+    for of_one in (maps, others):
+        require_maps(of_one, unit=True)
     return thresholded(threshold)(maps, others)
 
 
 def thresholded(threshold: float) -> Likeness:
     """`map_iou` at a threshold."""
+    require_share("threshold", threshold)
     return Likeness(lambda maps: maps >= threshold, _overlap)
 
 
 def area_matched_iou(maps: Tensor, others: Tensor, share: float) -> Tensor:
-    """`map_iou` of the same number of pixels of each map, its highest: size does not count, place does.
+    """`map_iou` of the same number of pixels of each map, its highest, in [0, 1], higher is more alike.
 
-    Source: ours. A threshold marks as many pixels as the map's shape has it, and two large regions meet by chance.
+    Source: ours. A threshold marks as many pixels as the map's shape has it, and two large regions meet by chance; here
+    size does not count, place does.
 
     Args:
         maps: (N, 1, H, W).
         others: likewise.
-        share: of the pixels, in (0, 1]; at least one is taken. Of equal values the first in reading order are, so
-            that flat maps agree on nothing but an order.
+        share: of the pixels, in (0, 1]; at least one is taken. Of equal values the first in reading order are.
 
     Returns:
-        (N,); NaN where one of the maps is flat.
+        (N,); NaN where a part of a map's lowest pixels would be among its highest, as of a flat one: which would be for
+        the reading order to say.
 
     >>> area_matched_iou(torch.tensor([[[[1.0, 0.6, 0.5, 0.0]]]]), torch.tensor([[[[1.0, 0.2, 0.3, 0.0]]]]), 0.5).item()
     0.3333333432674408
@@ -81,8 +89,7 @@ def area_matched_iou(maps: Tensor, others: Tensor, share: float) -> Tensor:
 
 def highest(share: float) -> Likeness:
     """`area_matched_iou` of a share of the pixels."""
-    if not 0 < share <= 1:
-        raise InvalidInputError(f"share: expected more than 0 and at most 1, got {share}.")
+    require_share("share", share)
     return Likeness(lambda maps: _highest(maps, share), _overlap_of_marked)
 
 
@@ -113,9 +120,12 @@ def structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
 def _structural_similarity(maps: Tensor, others: Tensor) -> Tensor:
     if min(maps.shape[-2:]) < 11:
         return torch.full((len(maps),), torch.nan, device=maps.device)
-    found = structural_similarity_index_measure(maps, others, data_range=1.0, reduction="none")
-    assert isinstance(found, Tensor)
-    return found.view(len(maps)).masked_fill(is_flat(maps) | is_flat(others), torch.nan)
+    found = []
+    for one, other in zip(maps.split(_AT_ONCE), others.split(_AT_ONCE), strict=True):
+        of_part = structural_similarity_index_measure(one, other, data_range=1.0, reduction="none")
+        assert isinstance(of_part, Tensor)
+        found.append(of_part.view(len(one)))
+    return torch.cat(found).masked_fill(is_flat(maps) | is_flat(others), torch.nan)
 
 
 def chance_corrected(value: Tensor, by_chance: Tensor) -> Tensor:
@@ -162,15 +172,19 @@ def _overlap_of_marked(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _highest(maps: Tensor, share: float) -> Tensor:
-    """The highest pixels, (N, H * W) bool; none of a flat map."""
+    """The highest pixels, (N, H * W) bool; none where a part of the lowest would be among them."""
     flat = maps.flatten(1)
     count = max(round(share * flat.shape[1]), 1)
-    order = flat.argsort(dim=1, descending=True, stable=True)[:, :count]
-    return torch.zeros_like(flat, dtype=torch.bool).scatter(1, order, True) & ~is_flat(maps)[:, None]
+    values, order = flat.sort(dim=1, descending=True, stable=True)
+    told = (values[:, count - 1] > values[:, -1]) | (count == flat.shape[1])
+    return (
+        torch.zeros_like(flat, dtype=torch.bool).scatter(1, order[:, :count], True) & (told & ~is_flat(maps))[:, None]
+    )
 
 
 def _centred_ranks(maps: Tensor) -> Tensor:
     """Ranks (N, H * W) less their mean: halves of whole numbers, so that float32 holds them exactly."""
+    maps = maps.detach().float() if maps.dtype == torch.bfloat16 else maps.detach()  # which NumPy does not have
     ranks = torch.from_numpy(rankdata(maps.flatten(1).cpu().numpy(), axis=1)).to(maps.device)
     return (ranks - (ranks.shape[1] + 1) / 2).float()
 

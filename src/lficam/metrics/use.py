@@ -30,6 +30,9 @@ def swapped(name: str, maps: Tensor, partners: Tensor, feature_means: Tensor) ->
         partners: (N,) int64, for each picture another one.
         feature_means: (N, 1, h', w'); resized where its grid is another.
 
+    Raises:
+        InvalidInputError: another name, or partners that are no other pictures' numbers.
+
     >>> swapped("inverted", torch.tensor([[[[0.0, 1.0]]]]), torch.zeros(1, dtype=torch.int64), None).tolist()
     [[[[1.0, 0.0]]]]
     """
@@ -41,6 +44,10 @@ def swapped(name: str, maps: Tensor, partners: Tensor, feature_means: Tensor) ->
         case "dataset_mean":
             return maps.mean(dim=0, keepdim=True).expand_as(maps)
         case "other_image":
+            if partners.shape != (len(maps),) or not ((partners >= 0) & (partners < len(maps))).all():
+                raise InvalidInputError(
+                    f"partners: expected {len(maps)} of 0 to {len(maps) - 1}, got {partners.tolist()}."
+                )
             return maps[partners]
         case "feature_mean":
             resized = F.interpolate(feature_means, maps.shape[-2:], mode="bilinear", align_corners=False)
@@ -53,7 +60,9 @@ def swapped(name: str, maps: Tensor, partners: Tensor, feature_means: Tensor) ->
 def effective_channels(importance: Tensor) -> Tensor:
     """How many channels an attention map is made of, (N,) in [1, K]: the exponential of the weights' entropy.
 
-    K where all weigh the same, which needs no network; 1 where one does; NaN where none does.
+    K where all weigh the same, which needs no network; 1 where one does; NaN where none does. Neither is better.
+
+    Source: Hill 1973, the number of order 1.
 
     Args:
         importance: (N, K); a weight counts by its magnitude.
@@ -68,6 +77,8 @@ def effective_channels(importance: Tensor) -> Tensor:
 
 def label_agreement(logits: Tensor, others: Tensor) -> Tensor:
     """Whether two answers name one class, (N,) of 0 and 1; a high mean says that the swap does not matter.
+
+    Source: the swap test, ours.
 
     >>> label_agreement(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([[3.0, 1.0], [1.0, 0.0]])).tolist()
     [1.0, 0.0]

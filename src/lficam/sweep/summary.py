@@ -42,8 +42,10 @@ def write_summary(sweep: Sweep) -> str:
 
 
 def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
-    variants = list(sweep.variants)
-    keys = list(dict.fromkeys(_key(row) for row in rows))
+    of_keys: dict[tuple[Any, ...], dict[str, dict[str, Mapping[str, Any]]]] = {}
+    for row in rows:
+        of_variant = of_keys.setdefault(_key(row), {}).setdefault(row["variant"], {})
+        of_variant[row["run"].rpartition("-")[2]] = row
     count = len({row["run"] for row in rows if row["seed"] is not None})
     paired = (
         f" In brackets the difference to {sweep.against}, run by run, with its 95 % t-interval; of stability, "
@@ -57,19 +59,12 @@ def _table(sweep: Sweep, rows: Sequence[Mapping[str, Any]]) -> str:
         *_headline(sweep, rows),
         "Everything that was measured." + (paired if sweep.against else ""),
         "",
-        "| data | pictures | map | measure | " + " | ".join(variants) + " |",
-        "|---|---|---|---|" + "---|" * len(variants),
+        "| data | pictures | map | measure | " + " | ".join(sweep.variants) + " |",
+        "|---|---|---|---|" + "---|" * len(sweep.variants),
     ]
-    for key in keys:
-        of_each = {
-            variant: {
-                row["run"].rpartition("-")[2]: row for row in rows if _key(row) == key and row["variant"] == variant
-            }
-            for variant in variants
-        }
-        cells = [
-            _cell(of_each[variant], of_each.get(sweep.against, {}), variant == sweep.against) for variant in variants
-        ]
+    for key, of_each in of_keys.items():
+        against = of_each.get(sweep.against, {})
+        cells = [_cell(of_each.get(variant, {}), against, variant == sweep.against) for variant in sweep.variants]
         named = " | ".join("" if part is None else str(part) for part in key)
         lines.append(f"| {named} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
