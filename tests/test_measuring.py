@@ -217,7 +217,7 @@ def test_explainers_of_many_passes_may_ask_in_bfloat16(pictures, tmp_path, monke
 def test_the_precision_is_that_of_every_measure(pictures, metric, monkeypatch):
     asked = []
     monkeypatch.setattr(score_cam, "fast_classifier", lambda *of: asked.append(of[2]) or fast.fast_classifier(*of))
-    for _ in measure(digit_model(), pictures, ["score_cam"], [metric], precision="auto"):
+    for _ in measure(digit_model(), pictures.select(torch.arange(6)), ["score_cam"], [metric], precision="auto"):
         pass
     assert {*asked} == {"auto"}
 

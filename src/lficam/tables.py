@@ -27,7 +27,8 @@ def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
         table.add_column(column.replace("_", " "))
     for row in rows:
         table.add_row(*("" if value is None else _shown(value) for value in row.values()))
-    Console(width=max(Console().width, 40 + 12 * len(rows[0]))).print(table)  # a name cut short could be another's
+    needed = Console(width=10_000).measure(table).maximum  # a name cut short, or in two, could be another's
+    Console(width=max(Console().width, needed)).print(table)
 
 
 def print_measures(title: str, rows: list[dict[str, Any]]) -> None:
