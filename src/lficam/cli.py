@@ -458,7 +458,8 @@ def stability(options: Namespace) -> dict[str, Any]:
     models, pictures = _load_comparable(options)
     validation = {run: read_record(Path(run) / "metrics.json").get("val_accuracy") for run in models}
     found = measure_stability(models, pictures, options.data, options.explainer, options.limit, validation)
-    print_rows(f"{options.explainer}, {found.facts['pictures']} pictures, all pairs of runs", found.measures)
+    rows = [{name: value for name, value in row.items() if name != "without"} for row in found.measures]
+    print_rows(f"{options.explainer}, {found.facts['pictures']} pictures, all pairs of runs", rows)
     numbers = range(1, len(models) + 1)
     of_runs = zip(numbers, models, found.matrix, strict=True)
     print_rows(
