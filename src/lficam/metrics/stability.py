@@ -27,6 +27,7 @@ class Likeness:
     Attributes:
         prepare: from maps (N, 1, H, W) to what is compared, (N, ...).
         compare: from two of these to values (N,).
+        unit: whether the maps must be in [0, 1].
 
     >>> maps = torch.tensor([[[[0.0, 0.5, 1.0]]]])
     >>> SPEARMAN(maps, maps).item()
@@ -35,11 +36,12 @@ class Likeness:
 
     prepare: Callable[[Tensor], Tensor]
     compare: Callable[[Tensor, Tensor], Tensor]
+    unit: bool = False
 
     def __call__(self, maps: Tensor, others: Tensor) -> Tensor:
         """The values (N,) of maps (N, 1, H, W) and others of the same pictures."""
-        require_maps(maps)
-        require_maps(others, maps)
+        require_maps(maps, unit=self.unit)
+        require_maps(others, maps, unit=self.unit)
         return self.compare(self.prepare(maps), self.prepare(others))
 
 
@@ -55,15 +57,13 @@ def map_iou(maps: Tensor, others: Tensor, threshold: float = PAPER_THRESHOLD) ->
     >>> map_iou(torch.tensor([[[[1.0, 0.6, 0.0]]]]), torch.tensor([[[[1.0, 0.2, 0.8]]]])).item()
     0.3333333432674408
     """
-    for of_one in (maps, others):
-        require_maps(of_one, unit=True)
     return thresholded(threshold)(maps, others)
 
 
 def thresholded(threshold: float) -> Likeness:
     """`map_iou` at a threshold."""
     require_share("threshold", threshold)
-    return Likeness(lambda maps: maps >= threshold, _overlap)
+    return Likeness(lambda maps: maps >= threshold, _overlap, unit=True)
 
 
 def area_matched_iou(maps: Tensor, others: Tensor, share: float) -> Tensor:
