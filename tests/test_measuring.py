@@ -46,7 +46,8 @@ def values(model, pictures, explainers, measures):
 
 
 @pytest.mark.parametrize("name", ["class_evidence", VERSUS, "grad_cam", *BASELINES])
-def test_every_measure_gives_a_value_or_says_why_not(pictures, name):
+def test_every_measure_gives_a_value_or_says_why_not(name):
+    pictures = load_scenes("planted-shortcut-conflict", "test", DIGIT_SIZE).select(torch.arange(0, 1000, 83))
     found = values(digit_model(), pictures, [name], list(MEASURES))
     for record in found.values():
         assert (record.value is None) == bool(record.note)
@@ -55,6 +56,33 @@ def test_every_measure_gives_a_value_or_says_why_not(pictures, name):
             assert record.low <= record.value <= record.high
     assert found[name, "swap"].note == "n/a: no map of this model's own"
     assert {group for record in found.values() for group in [record.group]} == set(MEASURES)
+
+
+def test_maps_are_held_against_the_marks_that_labels_were_taken_from():
+    model, marked = digit_model(), load_scenes("planted-shortcut-conflict", "test", DIGIT_SIZE)
+    marked = marked.select(torch.arange(0, 1000, 20))
+    found = values(model, marked, ["random"], ["mark_pointing"])  # noise hits and misses
+    images = normalise(marked.images, model.config.preprocessing)
+    with torch.no_grad():
+        predicted = model(images).argmax(dim=1)
+    expected = []
+    for picture, label, mark, box, true in zip(
+        images, predicted, marked.mark_labels, marked.mark_boxes, marked.labels, strict=True
+    ):
+        if label != mark or label == true:
+            expected.append(None)
+            continue
+        noise = create_explainer("random", model)(picture[None])[0, 0]
+        y, x = (torch.nonzero(noise > 1 - 1e-6).float().mean(dim=0) + 0.5).tolist()
+        margin = DIGIT_SIZE / 8
+        x1, y1, x2, y2 = box.tolist()
+        expected.append(float(x1 - margin <= x < x2 + margin and y1 - margin <= y < y2 + margin))
+    record = found["random", "mark_pointing"]
+    assert record.values == expected
+    assert {0.0, 1.0, None} == set(expected)
+    known = [value for value in expected if value is not None]
+    assert record.value == pytest.approx(sum(known) / len(known))
+    assert record.left_out == pytest.approx(expected.count(None) / 50)
 
 
 def test_the_margin_is_the_predicted_class_above_the_second(pictures, images):

@@ -91,6 +91,11 @@ class Subject:
         assert self.pictures.mark_boxes is not None
         return self.pictures.seen_boxes(self.pictures.mark_boxes, self.preprocessing)
 
+    @cached_property
+    def near_marks(self) -> Tensor:
+        """The marks with an eighth of the side around: a network may read a mark's place from cells beside it."""
+        return widened(self.marks, self.preprocessing.size / 8)
+
     def batches(self, description: str) -> Iterator[tuple[Tensor, slice]]:
         """Normalised batches in order, each with the slice of the set that it is, under a progress bar."""
         device = next(self.model.parameters()).device
@@ -413,26 +418,30 @@ def _mean_of(measure: Callable[[Tensor, Tensor], Tensor], maps: Sequence[Tensor]
     return float(torch.cat([measure(m, b) for m, b in zip(maps, boxes, strict=True)]).float().mean())
 
 
+def taken_from_the_mark(pictures: Pictures, predicted: Tensor) -> Tensor:
+    """Whether the predicted class (N,) is that of a planted mark that lies, (N,) bool: these labels' cause is known."""
+    marked = pictures.mark_labels
+    assert marked is not None
+    return (predicted == marked) & (marked >= 0) & (predicted != pictures.labels)
+
+
 def _shortcut(subject: Subject, logits: Tensor) -> dict[str, Any]:
     """How often the label is the mark's, and where each map's peak lies then.
 
-    The network may read a mark's place from cells beside it, so the peak is also looked for near the mark: within an
-    eighth of the side. Chance is the same maps held against the marks of other pictures.
+    Chance is the same maps held against the marks of other pictures.
     """
     pictures = subject.pictures
     assert pictures.mark_labels is not None
     predicted = logits.argmax(dim=1)
-    marked = pictures.mark_labels >= 0
+    marked, taken = pictures.mark_labels >= 0, taken_from_the_mark(pictures, predicted)
     figures: dict[str, Any] = {"label_is_the_marks": rate((predicted == pictures.mark_labels)[marked])._asdict()}
-    taken = (predicted == pictures.mark_labels) & marked & (predicted != pictures.labels)
     figures["label_taken_from_the_mark"] = int(taken.sum())
     if not taken.any():
         return figures
     figures["peaks"] = []
     for name, explainer in _explainers(subject.model).items():
         maps = subject.maps(explainer, predicted)[taken]
-        marks, digits = subject.marks[taken], subject.boxes[taken][:, 0]
-        near = widened(marks, maps.shape[-1] / 8)
+        marks, near, digits = (boxes[taken] for boxes in (subject.marks, subject.near_marks, subject.boxes[:, 0]))
         row: dict[str, Any] = {
             "map": name,
             "on_the_mark": rate(points_into(maps, marks))._asdict(),

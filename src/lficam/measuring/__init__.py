@@ -31,6 +31,7 @@ CHANGES = {
     3: "sanity loses a stage at a time, level maps are not ranked, numbers of a whole set have intervals",
 }
 SCHEMA = max(CHANGES)
+_NEEDS = {"boxes": "its objects' boxes", "masks": "its objects' masks", "mark_boxes": "planted marks"}
 # What takes seconds a run; the others are asked for by name.
 DEFAULT_EXPLAINERS = ("attention", "class_evidence", "grad_cam", *BASELINES)
 DEFAULT_MEASURES = ("patch_deletion", "average_drop", "adcc")
@@ -82,7 +83,7 @@ def measure(
 ) -> Iterator[list[Record]]:
     """Measure explainers on a sample of pictures: the records of one measure after the other.
 
-    Faithfulness asks about the class that the model predicts, localisation about the true one.
+    Faithfulness and planted marks ask about the class that the model predicts, localisation about the true one.
 
     Args:
         model: trained, with its preprocessing.
@@ -144,7 +145,7 @@ def _require_fit(pictures: Pictures, measures: Sequence[str]) -> None:
     for group in measures:
         needs = MEASURES[group].needs
         if needs and getattr(pictures, needs) is None:
-            raise InvalidInputError(f"metrics: {group} needs a set that knows its objects' {needs}; leave it out.")
+            raise InvalidInputError(f"metrics: {group} needs a set that knows {_NEEDS[needs]}; leave it out.")
     if len(pictures) < 2:
         raise InvalidInputError(f"data: expected at least two pictures, got {len(pictures)}.")
 

@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from lficam import functional as LF
 from lficam.errors import InvalidInputError
-from lficam.evaluation import true_labels
+from lficam.evaluation import taken_from_the_mark, true_labels
 from lficam.explainers import VERSUS, create_explainer
 from lficam.explainers.fast import Classifier
 from lficam.measuring.probe import GRID, ONES, Probe
@@ -47,7 +47,7 @@ class Measure:
         better: ``higher`` or ``lower``; of the values it gives. Empty where neither is.
         ask: from a probe and the name of an explainer to values (N,) by name, NaN where a picture cannot be judged; or
             one of the whole set.
-        needs: what the set must know of its objects: ``boxes``, ``masks`` or nothing.
+        needs: what the set must know of its pictures: objects' ``boxes`` or ``masks``, ``mark_boxes``, or nothing.
         of: what it is for: ``any`` explainer, ``class_targeted`` ones, or the model's own ``attention``.
     """
 
@@ -139,12 +139,12 @@ Held = Callable[[Tensor, Tensor], Tensor | Statistic]
 def _held_against(truth: str, name: str, measure: Held) -> Callable[[Probe, str], Values]:
     """The maps of the pictures that know their (first) object against it; beside it what takes no look at the picture.
 
-    ``truth`` is its ``boxes``, the pixels in them (``filled``) or its ``masks``. Chance is another picture's map, and
-    the mean map is the mean of all maps in the place of each.
+    ``truth`` is its ``boxes``, the pixels in them (``filled``) or its ``masks``; or the planted ``marks`` that labels
+    were taken from. Chance is another picture's map, and the mean map is the mean of all maps in the place of each.
     """
 
     def ask(probe: Probe, explainer: str) -> Values:
-        maps, known, truths = _located(probe, explainer, truth)
+        maps, known, truths = _by_marks(probe, explainer) if truth == "marks" else _located(probe, explainer, truth)
         if len(maps) < 2:  # chance needs another picture
             return {name: torch.full((len(known),), torch.nan)}
         by_chance, mean_map = maps[shuffled(len(maps))], localization.mean_map(maps)
@@ -162,6 +162,12 @@ def _located(probe: Probe, name: str, truth: str) -> tuple[Tensor, Tensor, Tenso
     pixels = truths if truth == "masks" else localization.box_masks(truths, size)
     known = pixels.flatten(1).any(dim=1) & (probe.true >= 0)
     return maps[known], known, (pixels if truth == "filled" else truths)[known]
+
+
+def _by_marks(probe: Probe, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """As `_located`, of the pictures whose label was taken from a mark: the maps of that label, and near the marks."""
+    taken = taken_from_the_mark(probe.pictures, probe.predicted)
+    return probe.maps(name)[taken], taken, probe.subject.near_marks[taken]
 
 
 def _spread(values: Tensor | Statistic, known: Tensor) -> Tensor | OfTheSet:
@@ -320,6 +326,7 @@ MEASURES: dict[str, Measure] = {
     ),
     "mask_iou": Measure("higher", _held_against("masks", "mask_iou_tuned", _tuned(localization.mask_iou)), "masks"),
     "pxap": Measure("higher", _held_against("masks", "pxap", localization.pixels_found), "masks"),
+    "mark_pointing": Measure("higher", _held_against("marks", "mark_pointing", localization.points_into), "mark_boxes"),
     "grid_pointing": Measure("higher", _grid_pointing, of="class_targeted"),
     "sanity": Measure("lower", _sanity),
     "swap": Measure("higher", _swap, of="attention"),
