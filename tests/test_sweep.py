@@ -435,6 +435,10 @@ def test_a_variant_starts_from_the_run_of_another(folder, tmp_path):
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(changed))
     other = read_sweep(tmp_path / "sweep.yaml", f"folder:{folder}")
     assert other.fingerprint("FIN added", 0) != sweep.fingerprint("FIN added", 0)
+    # What more is measured of its parent is nothing to it.
+    measured = replace(sweep, measure=[*sweep.measure, {**ROAD, "variants": ["plain"]}])
+    assert measured.fingerprint("plain", 0) != sweep.fingerprint("plain", 0)
+    assert measured.fingerprint("FIN added", 0) == sweep.fingerprint("FIN added", 0)
 
 
 def test_missing_and_broken_files(tmp_path, capsys):

@@ -114,15 +114,17 @@ class Sweep:
 
     def fingerprint(self, variant: str, run: int) -> str:
         """Of all that a run's records depend on, but the place of the data."""
-        values = {name: value for name, value in self.values(variant, run).items() if name != "data" or not self.data}
         measures = [
             {name: value for name, value in asked.items() if name != "variants"} for asked in self.measures_of(variant)
         ]
-        parts = [values, measures, self.stability, self.tests]
-        if values.get("init_from") in self.variants:
-            parts.append(self.fingerprint(values["init_from"], run))
-        plan = json.dumps(parts, sort_keys=True)
+        plan = json.dumps([*self._lineage(variant, run), measures, self.stability, self.tests], sort_keys=True)
         return hashlib.sha256(plan.encode()).hexdigest()[:12]
+
+    def _lineage(self, variant: str, run: int) -> list[dict[str, Any]]:
+        """The settings of a run and of those that it starts from, but the place of the data."""
+        values = {name: value for name, value in self.values(variant, run).items() if name != "data" or not self.data}
+        parent = values.get("init_from")
+        return [values, *(self._lineage(parent, run) if parent in self.variants else [])]
 
     def values(self, variant: str, run: int) -> dict[str, Any]:
         """The settings of one run's recipe."""
