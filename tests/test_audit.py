@@ -9,7 +9,10 @@ import torch
 from lficam import audit as room
 from lficam.audit import MARGINS, audit
 from lficam.cli import main
-from lficam.errors import InvalidInputError
+from lficam.data.scenes import load_scenes
+from lficam.errors import InvalidInputError, UnknownNameError
+
+from .conftest import DIGIT_SIZE, digit_model
 
 
 def values(mean, spread=0.01, count=400):
@@ -100,12 +103,22 @@ def test_few_pictures_without_an_event_do_not_say_that_there_is_none():
     assert room._use(found)[0].verdict == "unknown"
 
 
-def test_pictures_whose_object_is_not_known_do_not_count_against_pointing():
-    hits = torch.full((1, 400), torch.nan)
-    hits[:, :40] = 1.0
-    found = {("attention", "pointing"): hits, ("random", "pointing"): 0 * hits, ("centre", "pointing"): 0 * hits}
-    judged = room._against_baselines(found, "attention", "pointing")
+@pytest.mark.parametrize("metric", ["pointing", "mark_pointing"])
+def test_pictures_with_nothing_to_point_at_do_not_count_against_pointing(metric):
+    hits = torch.full((2, 400), torch.nan)
+    hits[0, :40], hits[1, :80] = 1.0, 1.0  # the second run took more labels from a mark
+    found = {("attention", metric): hits, ("random", metric): 0 * hits, ("centre", metric): 0 * hits}
+    judged = room._against_baselines(found, "attention", metric)
     assert (judged.verdict, judged.value) == ("holds", 1.0)
+    assert "85.0% of the pictures have nothing to point at" in judged.reason
+
+
+def test_a_set_with_planted_marks_is_asked_whether_maps_show_them(tmp_path):
+    marked = load_scenes("planted-shortcut-conflict", "test", DIGIT_SIZE).select(torch.arange(0, 1000, 40))
+    (tmp_path / "config.json").write_text("{}")
+    found = audit({str(tmp_path): digit_model("plain")}, marked, "planted-shortcut-conflict", limit=25)
+    claims = {verdict.claim for verdict in found.verdicts if verdict.explainer == "class_evidence"}
+    assert {"points at the object", "points at the planted mark that the label was taken from"} <= claims
 
 
 def test_a_map_that_is_flat_fails_and_its_silence_counts_as_nothing():
@@ -158,6 +171,16 @@ def test_two_runs_are_judged_on_stability_too(run, pictures_of_run, monkeypatch)
     assert not any(verdict.verdict == "fails" for verdict in stable)
     with pytest.raises(InvalidInputError, match="at least one"):
         audit({}, pictures_of_run, "folder")
+
+
+def test_other_explainers_may_be_audited(run, pictures_of_run):
+    models = {str(run.directory): run.model}
+    found = audit(models, pictures_of_run, "folder", limit=8, explainers=["score_cam"], precision="auto")
+    assert {verdict.explainer for verdict in found.verdicts} == {"score_cam"}
+    with pytest.raises(UnknownNameError, match="scores_cam"):
+        audit(models, pictures_of_run, "folder", explainers=["scores_cam"])
+    with pytest.raises(InvalidInputError, match="attention"):
+        audit({"plain": digit_model("plain")}, pictures_of_run, "folder", explainers=["attention"])
 
 
 @pytest.fixture

@@ -10,20 +10,22 @@ from torch import Tensor
 from lficam.data.pictures import Pictures
 from lficam.errors import InvalidInputError
 from lficam.evaluation import carried, require_comparable
-from lficam.explainers import VERSUS
-from lficam.measuring import BASELINES, Record, about, combine, measure_run
+from lficam.explainers import VERSUS, create_explainer
+from lficam.explainers.fast import Precision
+from lficam.measuring import BASELINES, Record, about, combine, fits, measure_run
 from lficam.metrics.intervals import Mean, bootstrap_mean
 from lficam.models.plain import PlainClassifier
 from lficam.stability import measure_stability
 
 Word = Literal["holds", "holds trivially", "fails", "unknown"]
-EXPLAINERS = ("attention", "class_evidence", VERSUS, "grad_cam")
+DEFAULT_EXPLAINERS = ("attention", "class_evidence", VERSUS, "grad_cam")
 # What counts as a difference, fixed before anything was measured.
 MARGINS = {
     "accuracy": 0.005,
     "patch_deletion": 0.03,
     "patch_deletion_margin": 0.03,
     "pointing": 0.03,
+    "mark_pointing": 0.03,
     "stability": 0.03,
 }
 # Maps that no network has to learn; where one of them serves the label as well, its use of the own map is trivial.
@@ -31,10 +33,12 @@ _LEARNED_BY_NOBODY = ("feature_mean", "constant", "dataset_mean", "zero")
 # A map that keeps more than half of its ranks when every weight is lost does not come of the weights. Unlike maps keep
 # some by chance: 0.1 to 0.2 on grids of 8 x 8 cells, nearly half on 2 x 2, of which it can hardly be told.
 RANKS_KEPT = 0.5
+_PLACES = ("pointing", "mark_pointing")
 _CLAIMS = {
     "patch_deletion": "says how much the label's logit loses without a patch",
     "patch_deletion_margin": "says how much the lead over the second class loses without a patch",
     "pointing": "points at the object",
+    "mark_pointing": "points at the planted mark that the label was taken from",
 }
 
 
@@ -88,7 +92,14 @@ class Audit:
         return asdict(self)
 
 
-def audit(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str, limit: int = 500) -> Audit:
+def audit(
+    models: Mapping[str, PlainClassifier],
+    pictures: Pictures,
+    source: str,
+    limit: int = 500,
+    explainers: Sequence[str] = (),
+    precision: Precision = "32",
+) -> Audit:
     """Measure and judge the maps of trained runs on a sample of pictures; records go to each run's directory.
 
     The trivial maps that a claim is held against are the channel mean, a fixed Gaussian in the centre and noise. The
@@ -96,31 +107,35 @@ def audit(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str
 
     Args:
         models: trained, by run directory; several must be alike but for their training.
-        pictures: a test set; with boxes it is asked where maps point.
+        pictures: a test set; with boxes, or planted marks, it is asked where maps point.
         source: its name.
         limit: pictures at most, drawn from the whole set; ten times as many for the swap test, which is cheap and where
             half a point of accuracy is to be seen.
+        explainers: whose maps; those of ``DEFAULT_EXPLAINERS`` that the models carry, unless given.
+        precision: of Score-CAM, RISE and LIME; ``auto`` is bfloat16 where the device has it natively.
 
     Raises:
-        InvalidInputError: no model, models that cannot be compared, or too few pictures.
+        UnknownNameError: no such explainer or precision.
+        InvalidInputError: no model, models that cannot be compared or do not carry an explainer, or too few pictures.
     """
     if not models:
         raise InvalidInputError("runs: expected at least one, got none.")
     require_comparable(models)
     first = next(iter(models.values()))
-    own, drawn, many = carried(first, EXPLAINERS), pictures.sample(limit), pictures.sample(10 * limit)
-    measures = ["patch_deletion", *(["pointing"] if pictures.boxes is not None else [])]
+    own = _carried(first, explainers)
+    drawn, many = pictures.sample(limit), pictures.sample(10 * limit)
+    measures = [group for group in ("patch_deletion", *_PLACES) if fits(pictures, group)]
     records = {
         run: [
-            *measure_run(run, model, drawn, source, [*own, *BASELINES], measures),
-            *measure_run(run, model, drawn, source, own, ["sanity"]),
-            *measure_run(run, model, many, source, carried(model, ["attention"]), ["swap"]),
+            *measure_run(run, model, drawn, source, [*own, *BASELINES], measures, precision),
+            *measure_run(run, model, drawn, source, own, ["sanity"], precision),
+            *measure_run(run, model, many, source, [name for name in own if name == "attention"], ["swap"]),
         ]
         for run, model in models.items()
     }
     values = _values(records)
     verdicts = _use(values)
-    for metric in (metric for metric in _CLAIMS if metric != "pointing" or pictures.boxes is not None):
+    for metric in (metric for metric in _CLAIMS if metric not in _PLACES or metric in measures):
         verdicts += [_against_baselines(values, name, metric) for name in own]
     verdicts += [_from_the_weights(values, name) for name in own]
     if len(models) > 1:
@@ -135,6 +150,16 @@ def audit(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str
         "margins": MARGINS,
     }
     return Audit(facts, verdicts, about(first, ["patch_deletion", "sanity"]), combine(records))
+
+
+def _carried(model: PlainClassifier, explainers: Sequence[str]) -> list[str]:
+    """The explainers asked for; one that cannot be had is refused here, not after an hour of the others."""
+    names = list(dict.fromkeys(explainers)) or carried(model, DEFAULT_EXPLAINERS)
+    for name in names:
+        create_explainer(name, model)
+    if missing := [name for name in names if name not in carried(model, names)]:
+        raise InvalidInputError(f"explainers: these models have no {', '.join(missing)}; leave it out.")
+    return names
 
 
 def _iou(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str, explainer: str) -> dict[str, Any]:
@@ -173,31 +198,32 @@ def _use(values: Mapping[tuple[str, str], Tensor]) -> list[Verdict]:
 
 
 def _against_baselines(values: Mapping[tuple[str, str], Tensor], name: str, metric: str) -> Verdict:
-    """Ahead of nothing, and of the best map that costs nothing? A picture without an answer counts as nothing."""
-    rivals = {rival: values[rival, metric].nan_to_num(0.0) for rival in BASELINES if (rival, metric) in values}
+    """Ahead of nothing, and of the best map that costs nothing?
+
+    A picture with nothing to point at is left out; elsewhere one without an answer counts as nothing.
+    """
+    places, margin = metric in _PLACES, MARGINS[metric]
+    found = {of: row if places else row.nan_to_num(0.0) for (of, what), row in values.items() if what == metric}
+    rivals = {rival: found[rival] for rival in BASELINES if rival in found}
     if not rivals:
-        reason = "of no map can it be judged: no object is known, or the answers are the same whatever is taken away"
+        reason = "of no map can it be judged: no place is known, or the answers are the same whatever is taken away"
         return Verdict(_CLAIMS[metric], name, "unknown", None, None, None, reason)
-    if (name, metric) not in values:
+    if name not in found:
         reason = "in one run at least all its maps are flat"
         return Verdict(_CLAIMS[metric], name, "fails", None, None, None, reason)
-    of_name, margin = values[name, metric], MARGINS[metric]
-    if metric == "pointing":  # a picture without a value is one whose object is not known
-        known = ~of_name.isnan().all(dim=0)
-        of_name, rivals = of_name[:, known], {rival: row[:, known] for rival, row in rivals.items()}
-    best = max(rivals, key=lambda rival: float(rivals[rival].mean()))
+    best = max(rivals, key=lambda rival: _mean(rivals[rival]).value)
     # Pointing has no natural zero; noise is its nothing.
-    nothing = rivals["random"] if metric == "pointing" else torch.zeros_like(of_name)
-    own = _mean(of_name.nan_to_num(0.0))
-    ahead = _mean(of_name.nan_to_num(0.0) - rivals[best])
-    word, of_nothing = _word(ahead, margin), _word(_mean(of_name.nan_to_num(0.0) - nothing), margin)
+    nothing = rivals["random"] if places else torch.zeros_like(found[name])
+    own, ahead = _mean(found[name]), _mean(found[name] - rivals[best])
+    word, of_nothing = _word(ahead, margin), _word(_mean(found[name] - nothing), margin)
     if of_nothing != "holds":
         word = of_nothing
     elif word == "fails":
         word = "holds trivially"
-    missing = float(of_name.isnan().float().mean())
-    reason = f"{_shown(own)}; the best trivial map ({best}) has {float(rivals[best].mean()):.3f}, ahead {_shown(ahead)}"
-    reason += f"; {missing:.1%} of the pictures have no answer and count as 0" if missing else ""
+    reason = f"{_shown(own)}; the best trivial map ({best}) has {_mean(rivals[best]).value:.3f}, ahead {_shown(ahead)}"
+    if missing := float(values[name, metric].isnan().float().mean()):
+        what = "have nothing to point at and are left out" if places else "have no answer and count as 0"
+        reason += f"; {missing:.1%} of the pictures {what}"
     return Verdict(_CLAIMS[metric], name, word, own.value, own.low, own.high, reason)
 
 

@@ -238,11 +238,15 @@ def _model_arguments(parser: ArgumentParser) -> None:
 def _evaluate_arguments(parser: ArgumentParser) -> None:
     _runs_arguments(parser)
     parser.add_argument("--data", type=str, required=True, help="source; its test part is used")
+    _explainers_arguments(parser)
+    parser.add_argument("--metrics", type=str, nargs="+", default=[], metavar="NAME", help="what to measure of them")
+    parser.add_argument("--limit", type=int, default=500, help="pictures for --metrics, drawn from the whole set")
+
+
+def _explainers_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--explainers", type=str, nargs="+", default=[], metavar="NAME", help="whose maps, beside the baselines"
     )
-    parser.add_argument("--metrics", type=str, nargs="+", default=[], metavar="NAME", help="what to measure of them")
-    parser.add_argument("--limit", type=int, default=500, help="pictures for --metrics, drawn from the whole set")
     parser.add_argument(
         "--precision",
         type=Literal["32", "auto"],
@@ -483,6 +487,7 @@ def stability(options: Namespace) -> dict[str, Any]:
 def _audit_arguments(parser: ArgumentParser) -> None:
     _runs_arguments(parser)
     parser.add_argument("--data", type=str, required=True, help="source; its test part is used")
+    _explainers_arguments(parser)
     parser.add_argument("--limit", type=int, default=500, help="pictures at most, drawn from the whole set")
     parser.add_argument("--out", type=str, default=None, metavar="FILE", help="the page; audit.html in the first run")
 
@@ -495,7 +500,7 @@ def audit(options: Namespace) -> dict[str, Any]:
     page = Path(options.out) if options.out else Path(options.runs[0]) / "audit.html"
     require_page(page)
     models, pictures = _load_comparable(options)
-    found = judge(models, pictures, options.data, options.limit)
+    found = judge(models, pictures, options.data, options.limit, options.explainers, options.precision)
     for verdict in found.verdicts:
         print(f"{verdict.verdict:<16} {verdict.explainer} {verdict.claim}: {verdict.reason}")
     for note in found.notes:

@@ -141,11 +141,17 @@ def require_known(explainers: Sequence[str], measures: Sequence[str]) -> None:
             raise UnknownNameError("metric", group, MEASURES)
 
 
+def fits(pictures: Pictures, group: str) -> bool:
+    """Whether a set knows what a measure needs: objects' boxes or masks, or planted marks."""
+    needs = MEASURES[group].needs
+    return not needs or getattr(pictures, needs) is not None
+
+
 def _require_fit(pictures: Pictures, measures: Sequence[str]) -> None:
     for group in measures:
-        needs = MEASURES[group].needs
-        if needs and getattr(pictures, needs) is None:
-            raise InvalidInputError(f"metrics: {group} needs a set that knows {_NEEDS[needs]}; leave it out.")
+        if not fits(pictures, group):
+            known = _NEEDS[MEASURES[group].needs]
+            raise InvalidInputError(f"metrics: {group} needs a set that knows {known}; leave it out.")
     if len(pictures) < 2:
         raise InvalidInputError(f"data: expected at least two pictures, got {len(pictures)}.")
 
