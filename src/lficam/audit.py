@@ -24,6 +24,7 @@ MARGINS = {
     "accuracy": 0.005,
     "patch_deletion": 0.03,
     "patch_deletion_margin": 0.03,
+    "top_patch": 0.03,
     "pointing": 0.03,
     "mark_pointing": 0.03,
     "stability": 0.03,
@@ -33,10 +34,14 @@ _LEARNED_BY_NOBODY = ("feature_mean", "constant", "dataset_mean", "zero")
 # A map that keeps more than half of its ranks when every weight is lost does not come of the weights. Unlike maps keep
 # some by chance: 0.1 to 0.2 on grids of 8 x 8 cells, nearly half on 2 x 2, of which it can hardly be told.
 RANKS_KEPT = 0.5
+# Of the set's own knowledge, which not all sets have.
 _PLACES = ("pointing", "mark_pointing")
+# Without a natural zero: noise is their nothing.
+_RATES = ("top_patch", *_PLACES)
 _CLAIMS = {
     "patch_deletion": "says how much the label's logit loses without a patch",
     "patch_deletion_margin": "says how much the lead over the second class loses without a patch",
+    "top_patch": "is highest on the patch that the label's logit needs most",
     "pointing": "points at the object",
     "mark_pointing": "points at the planted mark that the label was taken from",
 }
@@ -124,7 +129,7 @@ def audit(
     first = next(iter(models.values()))
     own = _carried(first, explainers)
     drawn, many = pictures.sample(limit), pictures.sample(10 * limit)
-    measures = [group for group in ("patch_deletion", *_PLACES) if fits(pictures, group)]
+    measures = [group for group in ("patch_deletion", *_RATES) if fits(pictures, group)]
     records = {
         run: [
             *measure_run(run, model, drawn, source, [*own, *BASELINES], measures, precision),
@@ -212,8 +217,8 @@ def _against_baselines(values: Mapping[tuple[str, str], Tensor], name: str, metr
         reason = "in one run at least all its maps are flat"
         return Verdict(_CLAIMS[metric], name, "fails", None, None, None, reason)
     best = max(rivals, key=lambda rival: _mean(rivals[rival]).value)
-    # Pointing has no natural zero; noise is its nothing.
-    nothing = rivals["random"] if places else torch.zeros_like(found[name])
+    none = torch.zeros_like(found[name])
+    nothing = rivals.get("random", none) if metric in _RATES else none
     own, ahead = _mean(found[name]), _mean(found[name] - rivals[best])
     word, of_nothing = _word(ahead, margin), _word(_mean(found[name] - nothing), margin)
     if of_nothing != "holds":

@@ -30,6 +30,7 @@ from lficam.metrics.faithfulness import (
     patch_deletion_correlation,
     patch_drops,
     road,
+    top_patch,
 )
 
 
@@ -73,6 +74,23 @@ def test_patch_deletion_correlation_is_spearmans(maps):
         ]
         assert found[n].item() == pytest.approx(spearmanr(torch.stack(sums), drops[n].flatten()).statistic, abs=1e-5)
     assert math.isnan(patch_deletion_correlation(drops[:1], torch.ones(1, 1, 12, 10)))
+
+
+def test_the_top_patch_is_the_costliest_or_not(maps):
+    drops = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(3))
+    for n in range(3):
+        sums = {
+            (i, j): float(maps[n, 0, 3 * i : 3 * i + 3, j * 10 // 4 : (j + 1) * 10 // 4].sum())
+            for i in range(4)
+            for j in range(4)
+        }
+        highest = max(sums, key=sums.get)
+        assert top_patch(drops[n : n + 1], maps[n : n + 1]).item() == 0  # three draws of one in sixteen
+        drops[n][highest] = 5.0
+        assert top_patch(drops[n : n + 1], maps[n : n + 1]).item() == 1
+        drops[n].fill_(1.0)  # no patch costs most
+        assert math.isnan(top_patch(drops[n : n + 1], maps[n : n + 1]))
+    assert math.isnan(top_patch(torch.rand(1, 4, 4), torch.ones(1, 1, 12, 10)))
 
 
 def test_insertion_and_deletion_are_the_slow_curves(images, maps, weights):
@@ -273,6 +291,8 @@ def test_patches_of_a_symmetric_map_are_not_ranked_by_rounding():
     by_hand = [[0, 1, 1, 0], [1, 2, 2, 1], [1, 2, 2, 1], [0, 1, 1, 0]]  # corners, edges, the middle
     expected = spearmanr([value for row in by_hand for value in row], drops.flatten()).statistic
     assert float(patch_deletion_correlation(drops, gaussian)) == pytest.approx(expected, abs=1e-6)
+    drops[0, 2, 1] = 5.0
+    assert top_patch(drops, gaussian).item() == 1 / 4  # of the four in the middle
 
 
 @pytest.mark.parametrize("measure", [average_drop, average_gain, deletion, insertion, road])

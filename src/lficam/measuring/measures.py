@@ -66,6 +66,10 @@ def _patch_deletion(probe: Probe, name: str) -> Values:
     }
 
 
+def _top_patch(probe: Probe, name: str) -> Values:
+    return {"top_patch": faithfulness.top_patch(probe.drops[0], probe.maps(name, raw=True))}
+
+
 def _curve(area: Callable[..., Tensor], blurred: bool) -> Callable[[Probe, str], Tensor]:
     def ask(probe: Probe, name: str) -> Tensor:
         def measure(probability: Classifier, images: Tensor, maps: Tensor) -> Tensor:
@@ -312,6 +316,7 @@ def _weighting(probe: Probe, _: str) -> Values:
 
 MEASURES: dict[str, Measure] = {
     "patch_deletion": Measure("higher", _patch_deletion),
+    "top_patch": Measure("higher", _top_patch),
     "insertion": Measure("higher", _two_fills(faithfulness.insertion)),
     "deletion": Measure("lower", _two_fills(faithfulness.deletion)),
     "road": Measure("higher", _road),
