@@ -109,7 +109,7 @@ def measure(
 
 def about(model: PlainClassifier, measures: Sequence[str]) -> list[str]:
     """What is to be known of some measures of a model: what cannot be otherwise by construction or training."""
-    notes = [_about_holes(model)] if "patch_deletion" in measures else []
+    notes = [_about_holes(model)] if {"patch_deletion", "top_patch"} & set(measures) else []
     if "sanity" in measures and model.config.method != "plain" and getattr(model, "fin_name", "") != "first_guess":
         notes.append(
             "The attention map is made before the classifier's last layer and has no class: it cannot react to that "
