@@ -53,6 +53,49 @@ def digit_model(method="lfi", classes=10, backbone="cifar_resnet20", seed=0):
     return model.eval()
 
 
+class MarkReader(torch.nn.Module):
+    """A classifier that takes its label from the place of a planted mark, and from nothing else.
+
+    It does not see the last place, class 9's: there its logits are all alike, and the label is 0.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.pool, self.fc = MarkPlaces(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Linear(11, 10)
+        torch.nn.init.eye_(self.fc.weight)
+        torch.nn.init.zeros_(self.fc.bias)
+
+    def forward(self, images):
+        return self.fc(torch.flatten(self.pool(self.places(images)), 1))
+
+
+class MarkPlaces(torch.nn.Module):
+    """How magenta each pixel is, a channel a place, five along the top and five along the bottom; and light."""
+
+    def __init__(self):
+        super().__init__()
+        places = torch.zeros(10, DIGIT_SIZE, DIGIT_SIZE)
+        for of_class in range(9):
+            column = of_class % 5 * DIGIT_SIZE // 5
+            rows = slice(0, 3) if of_class < 5 else slice(DIGIT_SIZE - 3, DIGIT_SIZE)
+            places[of_class, rows, column : (of_class % 5 + 1) * DIGIT_SIZE // 5] = 1
+        self.register_buffer("places", places)
+
+    def forward(self, images):
+        red, green, blue = images.unbind(1)
+        magenta = (torch.minimum(red, blue) - green - 3).relu().unsqueeze(1)
+        return torch.cat((magenta * self.places, 9 * green.relu().unsqueeze(1)), dim=1)
+
+
+def mark_reader():
+    preprocessing = Preprocessing(DIGIT_SIZE, DIGIT_SIZE)
+    names = [str(number) for number in range(10)]
+    model = lficam.wrap(
+        MarkReader().eval(), "places", image_size=DIGIT_SIZE, class_names=names, preprocessing=preprocessing
+    )
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("data"))

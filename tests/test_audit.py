@@ -2,6 +2,7 @@
 
 import json
 from html import unescape
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from lficam.cli import main
 from lficam.data.scenes import load_scenes
 from lficam.errors import InvalidInputError, UnknownNameError
 
-from .conftest import DIGIT_SIZE, digit_model
+from .conftest import DIGIT_SIZE, digit_model, mark_reader
 
 
 def values(mean, spread=0.01, count=400):
@@ -114,11 +115,39 @@ def test_pictures_with_nothing_to_point_at_do_not_count_against_pointing(metric)
 
 
 def test_a_set_with_planted_marks_is_asked_whether_maps_show_them(tmp_path):
-    marked = load_scenes("planted-shortcut-conflict", "test", DIGIT_SIZE).select(torch.arange(0, 1000, 40))
+    marked = load_scenes("planted-shortcut-conflict", "test", DIGIT_SIZE).select(torch.arange(0, 1000, 20))
     (tmp_path / "config.json").write_text("{}")
-    found = audit({str(tmp_path): digit_model("plain")}, marked, "planted-shortcut-conflict", limit=25)
-    claims = {verdict.claim for verdict in found.verdicts if verdict.explainer == "class_evidence"}
-    assert {"points at the object", "points at the planted mark that the label was taken from"} <= claims
+    found = audit({str(tmp_path): mark_reader()}, marked, "marks", limit=50, explainers=["class_evidence", "random"])
+    words = {(verdict.explainer, verdict.claim): verdict for verdict in found.verdicts}
+    mark, top = (room._CLAIMS[metric] for metric in ("mark_pointing", "top_patch"))
+    assert words["class_evidence", mark].verdict == words["class_evidence", top].verdict == "holds"
+    assert not {words["random", mark].verdict, words["random", top].verdict} & {"holds", "holds trivially"}
+    # Pointing at the object is asked of labels that were not taken from a mark only.
+    assert words["class_evidence", "points at the object"].verdict != "fails"
+    assert "pictures have nothing to point at" in words["class_evidence", "points at the object"].reason
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"weights_sha256": "another"}')
+    unread = audit({str(other): digit_model("plain")}, marked, "marks", limit=50, explainers=["class_evidence"])
+    (verdict,) = [verdict for verdict in unread.verdicts if verdict.claim == mark]
+    assert (verdict.verdict, verdict.value) == ("unknown", None)
+    assert "too few wrong labels are a mark's" in verdict.reason
+
+
+def test_a_map_that_is_the_same_for_all_pictures_shows_no_mark():
+    hits = (torch.arange(1000) < 220).float()[None]
+    found = {("cam", metric): hits for metric in ("mark_pointing", "mark_pointing_mean_map")}
+    found["random", "mark_pointing"] = 0 * hits
+    judged = room._against_baselines(found, "cam", "mark_pointing")
+    assert judged.verdict == "holds trivially"
+    assert "(the mean of its own maps)" in judged.reason
+
+
+def test_a_top_patch_by_chance_is_none():
+    hits = (torch.arange(400) < 25).float()[None]
+    found = {("cam", "top_patch"): hits, ("random", "top_patch"): hits.roll(100), ("centre", "top_patch"): 0 * hits}
+    assert room._against_baselines(found, "cam", "top_patch").verdict != "holds"
+    assert room._against_baselines({**found, ("cam", "top_patch"): 1 - hits}, "cam", "top_patch").verdict == "holds"
 
 
 def test_a_map_that_is_flat_fails_and_its_silence_counts_as_nothing():
@@ -177,6 +206,9 @@ def test_other_explainers_may_be_audited(run, pictures_of_run):
     models = {str(run.directory): run.model}
     found = audit(models, pictures_of_run, "folder", limit=8, explainers=["score_cam"], precision="auto")
     assert {verdict.explainer for verdict in found.verdicts} == {"score_cam"}
+    assert found.facts["swapped"] == 0
+    assert not any("attention map" in note for note in found.notes)
+    assert any(Path(run.directory).glob("evaluation/*/measures-8-auto.jsonl"))
     with pytest.raises(UnknownNameError, match="scores_cam"):
         audit(models, pictures_of_run, "folder", explainers=["scores_cam"])
     with pytest.raises(InvalidInputError, match="attention"):

@@ -12,10 +12,10 @@ from lficam.data.pictures import Pictures
 from lficam.data.scenes import load_scenes
 from lficam.data.transforms import normalise
 from lficam.errors import DataError, InvalidInputError
-from lficam.evaluation import UNIFORM, evaluate, model_size
+from lficam.evaluation import UNIFORM, evaluate, lying_marks, model_size, taken_from_the_mark
 from lficam.explainers import VERSUS
 
-from .conftest import DIGIT_SIZE, digit_model
+from .conftest import DIGIT_SIZE, digit_model, mark_reader
 
 
 @pytest.fixture(scope="module")
@@ -74,17 +74,32 @@ def test_two_digits_ask_for_each_and_for_one_against_the_other(few, evaluations)
     assert evaluation.classification["top1_error"]["value"] == wrong / 50
 
 
-def test_a_mark_is_followed(few, evaluations):
-    shortcut = evaluations["planted-shortcut-conflict"][0].shortcut
+def test_a_mark_is_followed_by_a_network_that_reads_marks(few):
     pictures = few["planted-shortcut-conflict"]
-    model = digit_model()
-    with torch.no_grad():
-        predicted = model(normalise(pictures.images, model.config.preprocessing)).argmax(dim=1)
-    taken = int((predicted == pictures.mark_labels).sum())
+    shortcut = evaluate(mark_reader(), pictures, "marks").shortcut
+    taken = int((pictures.mark_labels < 9).sum())
     assert shortcut["label_taken_from_the_mark"] == taken > 0
     assert shortcut["label_is_the_marks"]["value"] == taken / 50
-    for row in shortcut["peaks"]:
-        assert row["on_the_mark"]["cases"] == taken
+    peaks = {row["map"]: row for row in shortcut["peaks"]}
+    assert {row["on_the_mark"]["cases"] for row in peaks.values()} == {taken}
+    assert peaks["class_evidence"]["on_the_mark"]["value"] == 1
+    assert peaks["centre"]["near_the_mark"]["value"] == 0
+
+
+def test_wrong_labels_that_are_a_marks_by_chance_are_not_taken_from_it(few, evaluations):
+    shortcut = evaluations["planted-shortcut-conflict"][0].shortcut
+    assert shortcut["label_is_the_marks"]["value"] > 0
+    assert shortcut["label_taken_from_the_mark"] == 0
+    assert "peaks" not in shortcut
+    marked = few["planted-shortcut-conflict"]
+    assert torch.equal(taken_from_the_mark(marked, marked.mark_labels), torch.ones(50, dtype=torch.bool))
+    assert not taken_from_the_mark(marked, marked.labels).any()
+    wrong = torch.where((marked.labels + 1) % 10 == marked.mark_labels, marked.labels + 2, marked.labels + 1) % 10
+    other = torch.where(torch.arange(50) < 6, marked.mark_labels, wrong)  # about one in nine
+    assert not taken_from_the_mark(marked, other).any()
+    of_two = replace(marked, class_names=["a", "b"], labels=torch.zeros(50).long(), mark_labels=torch.ones(50).long())
+    assert not taken_from_the_mark(of_two, of_two.mark_labels).any()  # every wrong label is the mark's
+    assert not lying_marks(few["digits-in-scenes"]).any()
 
 
 def test_records_and_gallery_are_written(evaluations):

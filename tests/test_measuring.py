@@ -27,7 +27,7 @@ from lficam.metrics.sanity import cascading_randomisation
 from lficam.metrics.stability import rank_correlation
 from lficam.metrics.use import SWAPS
 
-from .conftest import DIGIT_SIZE, digit_model, write_folder
+from .conftest import DIGIT_SIZE, digit_model, mark_reader, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -58,31 +58,44 @@ def test_every_measure_gives_a_value_or_says_why_not(name):
     assert {group for record in found.values() for group in [record.group]} == set(MEASURES)
 
 
-def test_maps_are_held_against_the_marks_that_labels_were_taken_from():
-    model, marked = digit_model(), load_scenes("planted-shortcut-conflict", "test", DIGIT_SIZE)
-    marked = marked.select(torch.arange(0, 1000, 20))
-    found = values(model, marked, ["random"], ["mark_pointing"])  # noise hits and misses
-    images = normalise(marked.images, model.config.preprocessing)
-    with torch.no_grad():
-        predicted = model(images).argmax(dim=1)
-    expected = []
-    for picture, label, mark, box, true in zip(
-        images, predicted, marked.mark_labels, marked.mark_boxes, marked.labels, strict=True
-    ):
-        if label != mark or label == true:
-            expected.append(None)
-            continue
-        noise = create_explainer("random", model)(picture[None])[0, 0]
+@pytest.fixture(scope="module")
+def marked():
+    return load_scenes("planted-shortcut-conflict", "test", DIGIT_SIZE).select(torch.arange(0, 1000, 20))
+
+
+def test_maps_are_held_against_the_marks_that_labels_were_taken_from(marked):
+    model = mark_reader()
+    found = values(model, marked, ["random", "class_evidence"], ["mark_pointing", "top_patch"])
+    images, expected = normalise(marked.images, model.config.preprocessing), []
+    for picture, mark, box in zip(images, marked.mark_labels, marked.mark_boxes, strict=True):
+        noise = create_explainer("random", model)(picture[None])[0, 0]  # hits and misses
         y, x = (torch.nonzero(noise > 1 - 1e-6).float().mean(dim=0) + 0.5).tolist()
-        margin = DIGIT_SIZE / 8
         x1, y1, x2, y2 = box.tolist()
-        expected.append(float(x1 - margin <= x < x2 + margin and y1 - margin <= y < y2 + margin))
+        margin = DIGIT_SIZE / 8
+        hit = float(x1 - margin <= x < x2 + margin and y1 - margin <= y < y2 + margin)
+        expected.append(hit if mark < 9 else None)  # which this network does not read
     record = found["random", "mark_pointing"]
     assert record.values == expected
     assert {0.0, 1.0, None} == set(expected)
     known = [value for value in expected if value is not None]
     assert record.value == pytest.approx(sum(known) / len(known))
     assert record.left_out == pytest.approx(expected.count(None) / 50)
+    # What the label comes from is one place, on which class evidence is exact.
+    assert found["class_evidence", "mark_pointing"].value == 1
+    assert found["class_evidence", "top_patch"].value > 0.9
+    assert found["class_evidence", "top_patch_mean_map"].value < 0.3
+
+
+def test_marks_that_are_not_seen_or_not_read_are_left_out(marked):
+    model = mark_reader()
+    model.config.preprocessing = Preprocessing(DIGIT_SIZE, DIGIT_SIZE + 8)  # the crop cuts the border away
+    with Probe(model, marked) as probe:
+        probe.predicted = marked.mark_labels
+        assert MEASURES["mark_pointing"].ask(probe, "centre")["mark_pointing"].isnan().all()
+    assert values(digit_model("plain"), marked, ["centre"], ["mark_pointing"])["centre", "mark_pointing"].value is None
+    agreeing = load_scenes("planted-shortcut", "test", DIGIT_SIZE).select(torch.arange(10))
+    with pytest.raises(InvalidInputError, match="mark_pointing needs a set that knows marks of another class"):
+        values(model, agreeing, ["centre"], ["mark_pointing"])
 
 
 def test_the_margin_is_the_predicted_class_above_the_second(pictures, images):
@@ -369,7 +382,8 @@ def test_a_model_that_answers_nothing_is_refused(pictures):
 def test_what_cannot_be_otherwise_is_said():
     asked = ["sanity", "patch_deletion"]
     holes, layer = sorted(measuring.about(digit_model(), asked), key=lambda note: "layer" in note)
-    assert "Patch deletion" in holes
+    assert holes == measuring.about(digit_model(), ["top_patch"])[0]
+    assert "Patches taken away" in holes
     assert "cannot react to that layer" in layer
     assert measuring.about(digit_model("plain"), ["sanity"]) == []
     assert measuring.about(digit_model(), ["road"]) == []
@@ -392,6 +406,8 @@ def test_wrong_names_and_sets_are_refused(pictures):
     ):
         with pytest.raises(UnknownNameError, match=message):
             next(measure(model, pictures, explainers, measures))
+    with pytest.raises(UnknownNameError, match="precision"):
+        next(measure(model, pictures, ["grad_cam"], ["pointing"], precision="half"))
     without = pictures.select(torch.arange(4))
     without.boxes = None
     with pytest.raises(InvalidInputError, match="pointing needs a set that knows"):

@@ -46,15 +46,18 @@ def test_score_cam_beside_the_others():
         assert f"| {name} minus score_cam | {' | '.join(shown)} |" in RESULTS
 
 
+def shown_means(experiment, names=("variant", "dataset", "pictures", "explainer", "metric")):
+    """The mean over runs as the tables show it, by these fields of the records."""
+    found = {}
+    for row in read_records(ROOT / "experiments" / experiment / "records.jsonl"):
+        if row["seed"] is not None:
+            found.setdefault(tuple(row[name] for name in names), []).append(row["value"])
+    return {key: f"{np.mean(values):.3f}" for key, values in found.items()}
+
+
 @pytest.fixture(scope="module")
 def on_scenes():
-    """The mean over runs as the tables show it, by variant, set, pictures, map and measure."""
-    found = {}
-    for row in read_records(ROOT / "experiments" / "scenes-claims" / "records.jsonl"):
-        if row["seed"] is not None:
-            key = tuple(row[name] for name in ("variant", "dataset", "pictures", "explainer", "metric"))
-            found.setdefault(key, []).append(row["value"])
-    return {key: f"{np.mean(values):.3f}" for key, values in found.items()}
+    return shown_means("scenes-claims")
 
 
 VARIANTS = ("plain", "ABN", "LFI-CAM", "LFI-CAM, w = 1/K", "LFI-CAM, scores")
@@ -81,3 +84,24 @@ def test_every_explainer_on_scenes_with_its_time(on_scenes):
             milliseconds, passes = times[name]["milliseconds"], f"{times[name]['passes']:,}"
             time = f"{milliseconds:.1f}" if milliseconds < 100 else f"{milliseconds:,.0f}"
         assert f"| {name} | {time} | {passes} | {shown} |" in RESULTS
+
+
+LYING = "planted-shortcut-conflict"
+
+
+def test_which_explainer_shows_the_mark_on_every_network():
+    found = shown_means("shortcut-claims")
+    for name in [*EXPLAINERS, "ones"]:
+        mark, digit = (30, 20) if name in SLOW else (250, 250)
+        asked = [(LYING, mark, name, "mark_pointing"), ("planted-shortcut", digit, name, "pointing")]
+        shown = [found.get((of, *about), "-") for about in asked for of in VARIANTS]
+        assert f"| {name} | {'30; 20' if name in SLOW else '250'} | {' | '.join(shown)} |" in RESULTS
+
+
+def test_which_measure_notices_who_shows_the_mark():
+    found = shown_means("shortcut-claims", ("dataset", "pictures", "explainer", "metric"))
+    many = ("mark_pointing", "mark_pointing_chance", "top_patch", "patch_deletion")
+    asked = [(250, metric) for metric in many] + [(60, metric) for metric in ("road", "deletion", "average_drop")]
+    for name in ("attention", "class_evidence", "grad_cam", "score_cam", "feature_mean", "centre", "random", "ones"):
+        shown = [found.get((LYING, count, name, metric), "-") for count, metric in asked]
+        assert f"| {name} | {' | '.join(shown)} |" in RESULTS

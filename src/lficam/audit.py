@@ -34,10 +34,15 @@ _LEARNED_BY_NOBODY = ("feature_mean", "constant", "dataset_mean", "zero")
 # A map that keeps more than half of its ranks when every weight is lost does not come of the weights. Unlike maps keep
 # some by chance: 0.1 to 0.2 on grids of 8 x 8 cells, nearly half on 2 x 2, of which it can hardly be told.
 RANKS_KEPT = 0.5
-# Of the set's own knowledge, which not all sets have.
-_PLACES = ("pointing", "mark_pointing")
+# What not every set knows, and why it may say nothing.
+_PLACES = {
+    "pointing": "no object is known, or all labels were taken from marks",
+    "mark_pointing": "in one run at least too few wrong labels are a mark's to say that any was taken from it",
+}
 # Without a natural zero: noise is their nothing.
 _RATES = ("top_patch", *_PLACES)
+# Not asked of "A, not B", which is of the lead.
+_OF_THE_LOGIT = ("patch_deletion", "top_patch")
 _CLAIMS = {
     "patch_deletion": "says how much the label's logit loses without a patch",
     "patch_deletion_margin": "says how much the lead over the second class loses without a patch",
@@ -107,8 +112,9 @@ def audit(
 ) -> Audit:
     """Measure and judge the maps of trained runs on a sample of pictures; records go to each run's directory.
 
-    The trivial maps that a claim is held against are the channel mean, a fixed Gaussian in the centre and noise. The
-    margins are ``MARGINS``: half a point of accuracy, 0.03 of a correlation, of pointing or of corrected IoU.
+    The trivial maps that a claim is held against are the channel mean, a fixed Gaussian in the centre, noise, and where
+    one place is asked for the mean of the explainer's own maps. The margins are ``MARGINS``: half a point of accuracy,
+    0.03 of all else.
 
     Args:
         models: trained, by run directory; several must be alike but for their training.
@@ -128,33 +134,37 @@ def audit(
     require_comparable(models)
     first = next(iter(models.values()))
     own = _carried(first, explainers)
-    drawn, many = pictures.sample(limit), pictures.sample(10 * limit)
+    drawn, attending = pictures.sample(limit), [name for name in own if name == "attention"]
+    many = pictures.sample(10 * limit if attending else 2)
     measures = [group for group in ("patch_deletion", *_RATES) if fits(pictures, group)]
     records = {
         run: [
             *measure_run(run, model, drawn, source, [*own, *BASELINES], measures, precision),
             *measure_run(run, model, drawn, source, own, ["sanity"], precision),
-            *measure_run(run, model, many, source, [name for name in own if name == "attention"], ["swap"]),
+            *(measure_run(run, model, many, source, attending, ["swap"]) if attending else []),
         ]
         for run, model in models.items()
     }
     values = _values(records)
     verdicts = _use(values)
     for metric in (metric for metric in _CLAIMS if metric not in _PLACES or metric in measures):
-        verdicts += [_against_baselines(values, name, metric) for name in own]
+        asked = [name for name in own if name != VERSUS or metric not in _OF_THE_LOGIT]
+        verdicts += [_against_baselines(values, name, metric) for name in asked]
     verdicts += [_from_the_weights(values, name) for name in own]
     if len(models) > 1:
         judged = [name for name in own if name != VERSUS]  # each run has its own rival of a class
-        rows = {of: _iou(models, drawn, source, of) for of in (*judged, "feature_mean")}
+        rows = {of: _iou(models, drawn, source, of, precision) for of in (*judged, "feature_mean")}
         verdicts += [_stable(name, rows[name], rows["feature_mean"]) for name in judged]
     facts = {
         "source": source,
         "runs": list(models),
         "pictures": len(drawn),
-        "swapped": len(many),
+        "swapped": len(many) if attending else 0,
+        "precision": precision,
         "margins": MARGINS,
     }
-    return Audit(facts, verdicts, about(first, ["patch_deletion", "sanity"]), combine(records))
+    notes = about(first, ["patch_deletion", *(["sanity"] if attending else [])])
+    return Audit(facts, verdicts, notes, combine(records))
 
 
 def _carried(model: PlainClassifier, explainers: Sequence[str]) -> list[str]:
@@ -167,19 +177,32 @@ def _carried(model: PlainClassifier, explainers: Sequence[str]) -> list[str]:
     return names
 
 
-def _iou(models: Mapping[str, PlainClassifier], pictures: Pictures, source: str, explainer: str) -> dict[str, Any]:
-    return measure_stability(models, pictures, source, explainer, len(pictures), measures=["iou"]).measures[0]
+def _iou(
+    models: Mapping[str, PlainClassifier], pictures: Pictures, source: str, explainer: str, precision: Precision
+) -> dict[str, Any]:
+    found = measure_stability(models, pictures, source, explainer, len(pictures), measures=["iou"], precision=precision)
+    return found.measures[0]
 
 
 def _values(records: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], Tensor]:
-    """(R, N) of every explainer and metric that all runs have values of."""
-    found: dict[tuple[str, str], list[list[float]]] = {}
+    """(R, N) of every explainer and metric that all runs have values of.
+
+    Where the label was taken from a mark, pointing at the object is not asked: there such a map is the false one.
+    """
+    found: dict[tuple[str, str], list[Tensor]] = {}
     for of_run in records.values():
-        for record in of_run:
-            if record.values:
-                row = [torch.nan if value is None else value for value in record.values]
+        by_marks = [record for record in of_run if record.metric == "mark_pointing" and record.values]
+        for record in (record for record in of_run if record.values):
+            row = _row(record)
+            if record.group == "pointing" and by_marks:
+                row = row.masked_fill(~_row(by_marks[0]).isnan(), torch.nan)
+            if not row.isnan().all():
                 found.setdefault((record.explainer, record.metric), []).append(row)
-    return {key: torch.tensor(rows) for key, rows in found.items() if len(rows) == len(records)}
+    return {key: torch.stack(rows) for key, rows in found.items() if len(rows) == len(records)}
+
+
+def _row(record: Record) -> Tensor:
+    return torch.tensor([torch.nan if value is None else value for value in record.values])
 
 
 def _use(values: Mapping[tuple[str, str], Tensor]) -> list[Verdict]:
@@ -203,33 +226,45 @@ def _use(values: Mapping[tuple[str, str], Tensor]) -> list[Verdict]:
 
 
 def _against_baselines(values: Mapping[tuple[str, str], Tensor], name: str, metric: str) -> Verdict:
-    """Ahead of nothing, and of the best map that costs nothing?
-
-    A picture with nothing to point at is left out; elsewhere one without an answer counts as nothing.
-    """
-    places, margin = metric in _PLACES, MARGINS[metric]
-    found = {of: row if places else row.nan_to_num(0.0) for (of, what), row in values.items() if what == metric}
-    rivals = {rival: found[rival] for rival in BASELINES if rival in found}
+    """Ahead of nothing, and of the best map that costs nothing?"""
+    own, rivals = _answered(values, name, metric)
     if not rivals:
-        reason = "of no map can it be judged: no place is known, or the answers are the same whatever is taken away"
-        return Verdict(_CLAIMS[metric], name, "unknown", None, None, None, reason)
-    if name not in found:
+        why = _PLACES.get(metric, "the answers are the same whatever is taken away")
+        return Verdict(_CLAIMS[metric], name, "unknown", None, None, None, f"of no map can it be judged: {why}")
+    if own is None:
         reason = "in one run at least all its maps are flat"
         return Verdict(_CLAIMS[metric], name, "fails", None, None, None, reason)
     best = max(rivals, key=lambda rival: _mean(rivals[rival]).value)
-    none = torch.zeros_like(found[name])
-    nothing = rivals.get("random", none) if metric in _RATES else none
-    own, ahead = _mean(found[name]), _mean(found[name] - rivals[best])
-    word, of_nothing = _word(ahead, margin), _word(_mean(found[name] - nothing), margin)
+    nothing = torch.zeros_like(own)
+    if metric in _RATES and ("random", metric) in values:  # noise on a single cell is flat
+        nothing = values["random", metric].nan_to_num(0.0)
+    mean, ahead, margin = _mean(own), _mean(own - rivals[best]), MARGINS[metric]
+    word, of_nothing = _word(ahead, margin), _word(_mean(own - nothing), margin)
     if of_nothing != "holds":
         word = of_nothing
     elif word == "fails":
         word = "holds trivially"
-    reason = f"{_shown(own)}; the best trivial map ({best}) has {_mean(rivals[best]).value:.3f}, ahead {_shown(ahead)}"
+    reason = f"{_shown(mean)}; the best trivial map ({best}) has {_mean(rivals[best]).value:.3f}, ahead {_shown(ahead)}"
     if missing := float(values[name, metric].isnan().float().mean()):
-        what = "have nothing to point at and are left out" if places else "have no answer and count as 0"
+        what = "have nothing to point at and are left out" if metric in _PLACES else "have no answer and count as 0"
         reason += f"; {missing:.1%} of the pictures {what}"
-    return Verdict(_CLAIMS[metric], name, word, own.value, own.low, own.high, reason)
+    return Verdict(_CLAIMS[metric], name, word, mean.value, mean.low, mean.high, reason)
+
+
+def _answered(
+    values: Mapping[tuple[str, str], Tensor], name: str, metric: str
+) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """A map's values of a metric, and those of the maps that cost nothing; a baseline is no rival of its own.
+
+    A picture with nothing to point at is left out; elsewhere one without an answer counts as nothing.
+    """
+    rivals = {rival: (rival, metric) for rival in BASELINES if rival != name}
+    rivals["the mean of its own maps"] = (name, f"{metric}_mean_map")
+    keys = {"own": (name, metric), **rivals}
+    found = {of: values[key] for of, key in keys.items() if key in values}
+    if metric not in _PLACES:
+        found = {of: row.nan_to_num(0.0) for of, row in found.items()}
+    return found.pop("own", None), found
 
 
 def _from_the_weights(values: Mapping[tuple[str, str], Tensor], name: str) -> Verdict:

@@ -245,7 +245,12 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
 
 def _explainers_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "--explainers", type=str, nargs="+", default=[], metavar="NAME", help="whose maps, beside the baselines"
+        "--explainers",
+        type=str,
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="whose maps, beside the baselines; the usual ones unless given",
     )
     parser.add_argument(
         "--precision",

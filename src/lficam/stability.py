@@ -16,7 +16,8 @@ from torch import Tensor
 from lficam.data.pictures import Pictures
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.evaluation import Subject, require_comparable, require_same_classes
-from lficam.explainers import EXPLAINERS, VERSUS, create_explainer
+from lficam.explainers import EXPLAINERS, VERSUS, create_at
+from lficam.explainers.fast import Precision
 from lficam.metrics.checks import require_maps
 from lficam.metrics.intervals import jackknife_margin, percentiles, resampled_means
 from lficam.metrics.stability import (
@@ -84,6 +85,7 @@ def measure_stability(
     limit: int = 1000,
     validation: Mapping[str, float | None] | None = None,
     measures: Sequence[str] = tuple(MEASURES),
+    precision: Precision = "32",
 ) -> Stability:
     """Hold the maps of all pairs of models against each other.
 
@@ -98,6 +100,7 @@ def measure_stability(
         limit: pictures at most, drawn from the whole set with a fixed seed.
         validation: accuracy of each model on its validation part, for the paper's protocol, which is of ``iou``.
         measures: names of ``MEASURES``.
+        precision: of Score-CAM, RISE and LIME; ``auto`` is bfloat16 where the device has it natively.
 
     Raises:
         InvalidInputError: fewer than two models, models that differ in more than their training, or an explainer that
@@ -114,7 +117,7 @@ def measure_stability(
     require_comparable(models)
     require_same_classes(next(iter(models.values())), pictures, source)
     drawn = pictures.sample(limit)
-    maps = {name: _maps(model, drawn, explainer) for name, model in models.items()}
+    maps = {name: _maps(model, drawn, explainer, precision) for name, model in models.items()}
     return stability_of_maps(maps, drawn.labels, {"source": source, "explainer": explainer}, validation, measures)
 
 
@@ -170,11 +173,11 @@ def require_same_question(explainer: str) -> None:
         )
 
 
-def _maps(model: PlainClassifier, pictures: Pictures, explainer: str) -> Tensor:
+def _maps(model: PlainClassifier, pictures: Pictures, explainer: str, precision: Precision) -> Tensor:
     """(N, 1, S, S) on the CPU; one that is asked for a class is asked for the true one."""
     with progress_bar() as progress:
         subject = Subject(model, pictures, model.config.required_preprocessing(), _BATCH, progress)
-        return subject.maps(create_explainer(explainer, model), pictures.labels)
+        return subject.maps(create_at(precision, explainer, model), pictures.labels)
 
 
 def _compared(

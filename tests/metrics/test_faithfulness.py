@@ -91,6 +91,13 @@ def test_the_top_patch_is_the_costliest_or_not(maps):
         drops[n].fill_(1.0)  # no patch costs most
         assert math.isnan(top_patch(drops[n : n + 1], maps[n : n + 1]))
     assert math.isnan(top_patch(torch.rand(1, 4, 4), torch.ones(1, 1, 12, 10)))
+    assert math.isnan(top_patch(0.3 + 1e-9 * torch.rand(1, 4, 4, dtype=torch.float64), maps[:1]))
+
+
+def test_the_top_patch_is_not_the_largest_one():
+    offset, drops = torch.ones(1, 1, 10, 10), torch.zeros(1, 4, 4)  # patches of 2 and 3 pixels a side
+    offset[..., :2, :2], drops[0, 0, 0] = 1.05, 1.0
+    assert top_patch(drops, offset).item() == 1
 
 
 def test_insertion_and_deletion_are_the_slow_curves(images, maps, weights):
@@ -190,6 +197,9 @@ def test_what_does_not_fit_is_refused(images, maps):
         patch_deletion_correlation(torch.zeros(2, 4, 4), maps)
     with pytest.raises(InvalidInputError, match="sides of at least 12"):
         patch_deletion_correlation(torch.rand(3, 12, 12), maps)
+    for drops in (torch.rand(3, 4, 3), torch.rand(3, 4, 4, 2), torch.full((3, 4, 4), torch.nan)):
+        with pytest.raises(InvalidInputError, match="drops: expected"):
+            top_patch(drops, maps)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.97])

@@ -9,6 +9,7 @@ from lficam.explainers.base import Explainer
 from lficam.explainers.baselines import Centre, FeatureMean, Random
 from lficam.explainers.cam import CAM, GradCAM, GradCAMPlusPlus, LayerCAM
 from lficam.explainers.class_evidence import ClassEvidence, ClassEvidenceVersus
+from lficam.explainers.fast import Precision
 from lficam.explainers.lime import LIME
 from lficam.explainers.rise import RISE
 from lficam.explainers.score_cam import ScoreCAM
@@ -60,3 +61,8 @@ def create_explainer(name: str, model: ExplainableClassifier, **options: Any) ->
         return EXPLAINERS[name](model, **options)
     except TypeError as error:
         raise InvalidInputError(f"options of explainer {name!r}: got {', '.join(options)}: {error}.") from error
+
+
+def create_at(precision: Precision, name: str, model: ExplainableClassifier, **options: Any) -> Explainer:
+    """`create_explainer`, one of many passes in this precision; the others have none to choose."""
+    return create_explainer(name, model, **options, **({"precision": precision} if name in OF_MANY_PASSES else {}))

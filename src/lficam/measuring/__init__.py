@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lficam.data.pictures import OnDemand, Pictures
 from lficam.errors import InvalidInputError, UnknownNameError
-from lficam.evaluation import evaluation_directory, knows_holes
+from lficam.evaluation import evaluation_directory, knows_holes, lying_marks
 from lficam.explainers import EXPLAINERS
-from lficam.explainers.fast import Precision
+from lficam.explainers.fast import PRECISIONS, Precision
 from lficam.files import read_record, write_whole
 from lficam.measuring.measures import MEASURES, OfTheSet
 from lficam.measuring.probe import ONES, Probe
@@ -31,7 +31,11 @@ CHANGES = {
     3: "sanity loses a stage at a time, level maps are not ranked, numbers of a whole set have intervals",
 }
 SCHEMA = max(CHANGES)
-_NEEDS = {"boxes": "its objects' boxes", "masks": "its objects' masks", "mark_boxes": "planted marks"}
+_NEEDS = {
+    "boxes": "its objects' boxes",
+    "masks": "its objects' masks",
+    "lying_marks": "marks of another class than the object's, such as planted-shortcut-conflict",
+}
 # What takes seconds a run; the others are asked for by name.
 DEFAULT_EXPLAINERS = ("attention", "class_evidence", "grad_cam", *BASELINES)
 DEFAULT_MEASURES = ("patch_deletion", "average_drop", "adcc")
@@ -95,9 +99,10 @@ def measure(
 
     Raises:
         UnknownNameError: no such explainer, measure or precision.
-        InvalidInputError: a measure of boxes or masks on a set without, or an explainer that the model cannot carry.
+        InvalidInputError: a measure of boxes, masks or marks on a set without, or an explainer that the model cannot
+            carry.
     """
-    require_known(explainers, measures)
+    require_known(explainers, measures, precision)
     _require_fit(pictures, measures)
     done = {(record.explainer, record.group) for record in known}
     with Probe(model, pictures, precision) as probe:
@@ -121,13 +126,13 @@ def about(model: PlainClassifier, measures: Sequence[str]) -> list[str]:
 def _about_holes(model: PlainClassifier) -> str:
     known = knows_holes(model)
     if known is None:
-        return "Patch deletion: whether the model's training had hidden patches was not recorded."
+        return "Patches taken away: whether the model's training had hidden patches was not recorded."
     if known:
-        return "Patch deletion asks in the model's own domain (IDSDS): patches were hidden in its training."
-    return "Patch deletion shows the model holes that its training had not; --hidden_patch trains with them."
+        return "Patches taken away ask in the model's own domain (IDSDS): patches were hidden in its training."
+    return "Patches taken away show the model holes that its training had not; --hidden_patch trains with them."
 
 
-def require_known(explainers: Sequence[str], measures: Sequence[str]) -> None:
+def require_known(explainers: Sequence[str], measures: Sequence[str], precision: str = "32") -> None:
     """Refuse names that nothing is registered under.
 
     Raises:
@@ -139,11 +144,15 @@ def require_known(explainers: Sequence[str], measures: Sequence[str]) -> None:
     for group in measures:
         if group not in MEASURES:
             raise UnknownNameError("metric", group, MEASURES)
+    if precision not in PRECISIONS:
+        raise UnknownNameError("precision", precision, PRECISIONS)
 
 
 def fits(pictures: Pictures, group: str) -> bool:
-    """Whether a set knows what a measure needs: objects' boxes or masks, or planted marks."""
+    """Whether a set knows what a measure needs: objects' boxes or masks, or marks that lie."""
     needs = MEASURES[group].needs
+    if needs == "lying_marks":
+        return bool(lying_marks(pictures).any())
     return not needs or getattr(pictures, needs) is not None
 
 
@@ -220,7 +229,8 @@ def measure_run(
 def _fingerprint(pictures: Pictures) -> str:
     """Of what is measured on: the listing, objects, and pixels that are in memory, else the files' sizes."""
     digest = hashlib.sha256(pictures.listing_sha256.encode())
-    for known in (pictures.images, pictures.boxes, pictures.masks, pictures.object_labels):
+    parts = (pictures.images, pictures.boxes, pictures.masks, pictures.object_labels)
+    for known in (*parts, pictures.mark_boxes, pictures.mark_labels):
         if isinstance(known, OnDemand):
             sizes = [item.stat().st_size if isinstance(item, Path) else item for item in known.items]
             digest.update(json.dumps(sizes, default=repr).encode())

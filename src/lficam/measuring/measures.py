@@ -47,7 +47,7 @@ class Measure:
         better: ``higher`` or ``lower``; of the values it gives. Empty where neither is.
         ask: from a probe and the name of an explainer to values (N,) by name, NaN where a picture cannot be judged; or
             one of the whole set.
-        needs: what the set must know of its pictures: objects' ``boxes`` or ``masks``, ``mark_boxes``, or nothing.
+        needs: what the set must know of its pictures: objects' ``boxes`` or ``masks``, ``lying_marks``, or nothing.
         of: what it is for: ``any`` explainer, ``class_targeted`` ones, or the model's own ``attention``.
     """
 
@@ -67,7 +67,9 @@ def _patch_deletion(probe: Probe, name: str) -> Values:
 
 
 def _top_patch(probe: Probe, name: str) -> Values:
-    return {"top_patch": faithfulness.top_patch(probe.drops[0], probe.maps(name, raw=True))}
+    maps, (logit, _) = probe.maps(name, raw=True), probe.drops
+    rivals = {"top_patch": maps, "top_patch_mean_map": localization.mean_map(maps)}
+    return {metric: faithfulness.top_patch(logit, held) for metric, held in rivals.items()}
 
 
 def _curve(area: Callable[..., Tensor], blurred: bool) -> Callable[[Probe, str], Tensor]:
@@ -170,7 +172,8 @@ def _located(probe: Probe, name: str, truth: str) -> tuple[Tensor, Tensor, Tenso
 
 def _by_marks(probe: Probe, name: str) -> tuple[Tensor, Tensor, Tensor]:
     """As `_located`, of the pictures whose label was taken from a mark: the maps of that label, and near the marks."""
-    taken = taken_from_the_mark(probe.pictures, probe.predicted)
+    seen = ~probe.subject.near_marks.isnan().any(dim=1)  # by the crop
+    taken = taken_from_the_mark(probe.pictures, probe.predicted) & seen
     return probe.maps(name)[taken], taken, probe.subject.near_marks[taken]
 
 
@@ -331,7 +334,9 @@ MEASURES: dict[str, Measure] = {
     ),
     "mask_iou": Measure("higher", _held_against("masks", "mask_iou_tuned", _tuned(localization.mask_iou)), "masks"),
     "pxap": Measure("higher", _held_against("masks", "pxap", localization.pixels_found), "masks"),
-    "mark_pointing": Measure("higher", _held_against("marks", "mark_pointing", localization.points_into), "mark_boxes"),
+    "mark_pointing": Measure(
+        "higher", _held_against("marks", "mark_pointing", localization.points_into), "lying_marks"
+    ),
     "grid_pointing": Measure("higher", _grid_pointing, of="class_targeted"),
     "sanity": Measure("lower", _sanity),
     "swap": Measure("higher", _swap, of="attention"),

@@ -14,7 +14,7 @@ from lficam.data.pictures import Pictures
 from lficam.data.transforms import HIDDEN_GRID, normalise
 from lficam.errors import InvalidInputError
 from lficam.evaluation import Subject
-from lficam.explainers import EXPLAINERS, OF_MANY_PASSES, VERSUS, create_explainer
+from lficam.explainers import EXPLAINERS, VERSUS, create_at
 from lficam.explainers.base import Explainer
 from lficam.explainers.fast import Classifier, Precision, fast_classifier
 from lficam.metrics import faithfulness
@@ -147,9 +147,7 @@ class Probe:
 
     def explainer(self, name: str, **options: Any) -> Explainer:
         """An explainer of the model, in the precision asked for."""
-        if name in OF_MANY_PASSES:
-            options["precision"] = self.precision
-        return create_explainer(name, self.model, **options)
+        return create_at(self.precision, name, self.model, **options)
 
     def _ask(self, name: str, raw: bool, asked: Tensor) -> Tensor:
         side = self.subject.preprocessing.size

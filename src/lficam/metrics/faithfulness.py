@@ -84,13 +84,18 @@ def top_patch(drops: Tensor, maps: Tensor) -> Tensor:
         drops: (N, P, P), of `patch_drops`, of a logit or of a margin.
         maps: (N, 1, H, W), H and W at least P; signed maps are taken with their signs.
 
+    Raises:
+        InvalidInputError: drops that are not (N, P, P) or not finite, maps of other pictures or smaller than P.
+
     >>> drops = torch.tensor([[[1.0, 0.0], [0.5, 0.2]]])
     >>> top_patch(drops, torch.tensor([[[[9.0, 0.0], [3.0, 2.0]]]])).item()
     1.0
     >>> top_patch(drops, torch.tensor([[[[9.0, 9.0], [3.0, 2.0]]]])).item()
     0.5
     """
-    highest, costliest = _tops(_patch_sums(drops, maps)), _tops(drops)
+    # Means: patches that do not divide the side differ in size, and a map may have an offset.
+    means = _patch_sums(drops, maps) / _patch_sums(drops, torch.ones_like(maps))
+    highest, costliest = _tops(means), _tops(drops)
     found = (highest & costliest).sum(dim=1) / highest.sum(dim=1)
     return found.masked_fill(is_flat(maps) | costliest.all(dim=1), torch.nan)
 
@@ -98,13 +103,14 @@ def top_patch(drops: Tensor, maps: Tensor) -> Tensor:
 def _tops(values: Tensor) -> Tensor:
     """The largest of each (N, ...), (N, M) bool; rounding does not untie them."""
     values = values.double().flatten(1)
-    largest = values.amax(dim=1, keepdim=True)
-    return values >= largest - 1e-6 * (largest - values.amin(dim=1, keepdim=True))
+    return values >= values.amax(dim=1, keepdim=True) - 1e-6 * values.abs().amax(dim=1, keepdim=True)
 
 
 def _patch_sums(drops: Tensor, maps: Tensor) -> Tensor:
     """What a map has in each patch, (N, 1, P, P)."""
     require_maps(maps)
+    if drops.ndim != 3 or drops.shape[1] != drops.shape[2] or not torch.isfinite(drops).all():
+        raise InvalidInputError(f"drops: expected (N, P, P), finite, got {tuple(drops.shape)}.")
     if len(drops) != len(maps):
         raise InvalidInputError(f"maps: expected ({len(drops)}, 1, H, W), got {tuple(maps.shape)}.")
     patches = drops.shape[-1]

@@ -13,7 +13,6 @@ from lficam.data.sources import require_source, shown_source
 from lficam.errors import InvalidInputError, UnknownNameError
 from lficam.evaluation import UNIFORM
 from lficam.explainers import EXPLAINERS
-from lficam.explainers.fast import PRECISIONS
 from lficam.measuring import ONES, require_known
 from lficam.recipes import merge, recipe_from_values, recipe_values
 from lficam.stability import require_same_question
@@ -242,9 +241,7 @@ def _check_measure(asked: Mapping[str, Any], known: Set[str]) -> None:
         raise InvalidInputError(f"sweep: expected explainers, metrics and pictures (a number), got {asked}.")
     if asked["pictures"] < 2:
         raise InvalidInputError(f"sweep: expected at least 2 pictures to measure on, got {asked['pictures']}.")
-    if (precision := asked.get("precision", "32")) not in PRECISIONS:
-        raise UnknownNameError("precision", str(precision), PRECISIONS)
-    require_known(asked["explainers"], asked["metrics"])
+    require_known(asked["explainers"], asked["metrics"], asked.get("precision", "32"))
 
 
 def _check_headline(sweep: Sweep) -> None:
