@@ -19,7 +19,7 @@ from lficam.stability import measure_stability
 
 Word = Literal["holds", "holds trivially", "fails", "unknown"]
 DEFAULT_EXPLAINERS = ("attention", "class_evidence", VERSUS, "grad_cam")
-# What counts as a difference, fixed before anything was measured.
+# What counts as a difference, fixed before anything was measured; what is measured since takes the same.
 MARGINS = {
     "accuracy": 0.005,
     "patch_deletion": 0.03,
@@ -134,17 +134,14 @@ def audit(
     require_comparable(models)
     first = next(iter(models.values()))
     own = _carried(first, explainers)
-    drawn, attending = pictures.sample(limit), [name for name in own if name == "attention"]
-    many = pictures.sample(10 * limit if attending else 2)
+    drawn, many = pictures.sample(limit), pictures.sample(10 * limit) if "attention" in own else None
     measures = [group for group in ("patch_deletion", *_RATES) if fits(pictures, group)]
-    records = {
-        run: [
-            *measure_run(run, model, drawn, source, [*own, *BASELINES], measures, precision),
-            *measure_run(run, model, drawn, source, own, ["sanity"], precision),
-            *(measure_run(run, model, many, source, attending, ["swap"]) if attending else []),
-        ]
-        for run, model in models.items()
-    }
+    records = {}
+    for run, model in models.items():
+        records[run] = measure_run(run, model, drawn, source, [*own, *BASELINES], measures, precision)
+        records[run] += measure_run(run, model, drawn, source, own, ["sanity"], precision)
+        if many:
+            records[run] += measure_run(run, model, many, source, ["attention"], ["swap"])
     values = _values(records)
     verdicts = _use(values)
     for metric in (metric for metric in _CLAIMS if metric not in _PLACES or metric in measures):
@@ -159,11 +156,11 @@ def audit(
         "source": source,
         "runs": list(models),
         "pictures": len(drawn),
-        "swapped": len(many) if attending else 0,
+        "swapped": len(many) if many else 0,
         "precision": precision,
         "margins": MARGINS,
     }
-    notes = about(first, ["patch_deletion", *(["sanity"] if attending else [])])
+    notes = about(first, ["patch_deletion", *(["sanity"] if many else [])])
     return Audit(facts, verdicts, notes, combine(records))
 
 
