@@ -93,7 +93,7 @@ class Subject:
 
     @cached_property
     def near_marks(self) -> Tensor:
-        """The marks with an eighth of the side around: a network may read a mark's place from cells beside it."""
+        """The marks with an eighth of the side around, for a network may read a mark's place from cells beside it."""
         return widened(self.marks, self.preprocessing.size / 8)
 
     def batches(self, description: str) -> Iterator[tuple[Tensor, slice]]:
