@@ -12,7 +12,7 @@ from lficam.data.pictures import Pictures
 from lficam.data.scenes import load_scenes
 from lficam.data.transforms import normalise
 from lficam.errors import DataError, InvalidInputError
-from lficam.evaluation import UNIFORM, evaluate, lying_marks, model_size, taken_from_the_mark
+from lficam.evaluation import UNIFORM, evaluate, model_size, taken_from_the_mark
 from lficam.explainers import VERSUS
 
 from .conftest import DIGIT_SIZE, digit_model, mark_reader
@@ -99,7 +99,8 @@ def test_wrong_labels_that_are_a_marks_by_chance_are_not_taken_from_it(few, eval
     assert not taken_from_the_mark(marked, other).any()
     of_two = replace(marked, class_names=["a", "b"], labels=torch.zeros(50).long(), mark_labels=torch.ones(50).long())
     assert not taken_from_the_mark(of_two, of_two.mark_labels).any()  # every wrong label is the mark's
-    assert not lying_marks(few["digits-in-scenes"]).any()
+    assert few["digits-in-scenes"].lying_marks is None
+    assert not taken_from_the_mark(few["digits-in-scenes"], few["digits-in-scenes"].labels).any()
 
 
 def test_records_and_gallery_are_written(evaluations):

@@ -190,16 +190,12 @@ def _values(records: Mapping[str, Sequence[Record]]) -> dict[tuple[str, str], Te
     for of_run in records.values():
         by_marks = [record for record in of_run if record.metric == "mark_pointing" and record.values]
         for record in (record for record in of_run if record.values):
-            row = _row(record)
+            row = record.row()
             if record.group == "pointing" and by_marks:
-                row = row.masked_fill(~_row(by_marks[0]).isnan(), torch.nan)
+                row = row.masked_fill(~by_marks[0].row().isnan(), torch.nan)
             if not row.isnan().all():
                 found.setdefault((record.explainer, record.metric), []).append(row)
     return {key: torch.stack(rows) for key, rows in found.items() if len(rows) == len(records)}
-
-
-def _row(record: Record) -> Tensor:
-    return torch.tensor([torch.nan if value is None else value for value in record.values])
 
 
 def _use(values: Mapping[tuple[str, str], Tensor]) -> list[Verdict]:
@@ -231,7 +227,8 @@ def _against_baselines(values: Mapping[tuple[str, str], Tensor], name: str, metr
     if own is None:
         reason = "in one run at least all its maps are flat"
         return Verdict(_CLAIMS[metric], name, "fails", None, None, None, reason)
-    best = max(rivals, key=lambda rival: _mean(rivals[rival]).value)
+    means = {rival: _mean(row).value for rival, row in rivals.items()}
+    best = max(means, key=lambda rival: means[rival])
     nothing = torch.zeros_like(own)
     if metric in _RATES and ("random", metric) in values:  # noise on a single cell is flat
         nothing = values["random", metric].nan_to_num(0.0)
@@ -241,7 +238,7 @@ def _against_baselines(values: Mapping[tuple[str, str], Tensor], name: str, metr
         word = of_nothing
     elif word == "fails":
         word = "holds trivially"
-    reason = f"{_shown(mean)}; the best trivial map ({best}) has {_mean(rivals[best]).value:.3f}, ahead {_shown(ahead)}"
+    reason = f"{_shown(mean)}; the best trivial map ({best}) has {means[best]:.3f}, ahead {_shown(ahead)}"
     if missing := float(values[name, metric].isnan().float().mean()):
         what = "have nothing to point at and are left out" if metric in _PLACES else "have no answer and count as 0"
         reason += f"; {missing:.1%} of the pictures {what}"

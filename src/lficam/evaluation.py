@@ -418,24 +418,20 @@ def _mean_of(measure: Callable[[Tensor, Tensor], Tensor], maps: Sequence[Tensor]
     return float(torch.cat([measure(m, b) for m, b in zip(maps, boxes, strict=True)]).float().mean())
 
 
-def lying_marks(pictures: Pictures) -> Tensor:
-    """The pictures with a planted mark of another class than the picture's, (N,) bool."""
-    if pictures.mark_labels is None:
-        return torch.zeros(len(pictures), dtype=torch.bool)
-    return (pictures.mark_labels >= 0) & (pictures.mark_labels != pictures.labels)
-
-
 def taken_from_the_mark(pictures: Pictures, predicted: Tensor) -> Tensor:
     """Whose predicted class (N,) is a lying mark's, (N,) bool: of a network that reads marks, their cause is known.
 
     Of another network none: where all classes are as likely, one wrong label in C - 1 is a mark's by chance, and only a
     share that is above it with Wilson's whole interval tells that marks are read. Of two classes none does.
     """
-    wrong = lying_marks(pictures) & (predicted != pictures.labels)
+    none = torch.zeros(len(pictures), dtype=torch.bool)
+    if pictures.lying_marks is None:
+        return none
+    wrong = pictures.lying_marks & (predicted != pictures.labels)
     taken = wrong & (predicted == pictures.mark_labels)
     by_chance = 1 / max(len(pictures.class_names) - 1, 1)
     reads_marks = bool(wrong.any()) and rate(taken[wrong]).low > by_chance
-    return taken if reads_marks else torch.zeros_like(taken)
+    return taken if reads_marks else none
 
 
 def _shortcut(subject: Subject, logits: Tensor) -> dict[str, Any]:

@@ -79,6 +79,14 @@ class Pictures:
         return len(self.labels)
 
     @property
+    def lying_marks(self) -> Tensor | None:
+        """Which planted marks are of another class than the picture's, (N,) bool; None where none is."""
+        if self.mark_labels is None:
+            return None
+        lying = (self.mark_labels >= 0) & (self.mark_labels != self.labels)
+        return lying if lying.any() else None
+
+    @property
     def listing_sha256(self) -> str:
         """Of the classes, names and labels, the same wherever the pictures lie; it knows nothing of their pixels."""
         listing = [self.class_names, self.names, self.labels.tolist()]

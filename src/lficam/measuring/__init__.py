@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lficam.data.pictures import OnDemand, Pictures
 from lficam.errors import InvalidInputError, UnknownNameError
-from lficam.evaluation import evaluation_directory, knows_holes, lying_marks
+from lficam.evaluation import evaluation_directory, knows_holes
 from lficam.explainers import EXPLAINERS
 from lficam.explainers.fast import PRECISIONS, Precision
 from lficam.files import read_record, write_whole
@@ -75,6 +75,10 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON."""
         return asdict(self)
+
+    def row(self) -> Tensor:
+        """The values of the pictures, (N,), NaN where left out."""
+        return torch.tensor([torch.nan if value is None else value for value in self.values])
 
 
 def measure(
@@ -151,8 +155,6 @@ def require_known(explainers: Sequence[str], measures: Sequence[str], precision:
 def fits(pictures: Pictures, group: str) -> bool:
     """Whether a set knows what a measure needs: objects' boxes or masks, or marks that lie."""
     needs = MEASURES[group].needs
-    if needs == "lying_marks":
-        return bool(lying_marks(pictures).any())
     return not needs or getattr(pictures, needs) is not None
 
 
@@ -280,9 +282,8 @@ def combine(records: Mapping[str, Sequence[Record]]) -> list[dict[str, Any]]:
 
 def _over_runs(judged: Sequence[Record]) -> dict[str, float | None]:
     """The mean of one value of several runs, with its interval over runs and pictures."""
-    values = [[torch.nan if value is None else value for value in record.values] for record in judged]
-    if judged and all(values):
-        mean = bootstrap_mean(torch.tensor(values))
+    if judged and all(record.values for record in judged):
+        mean = bootstrap_mean(torch.stack([record.row() for record in judged]))
         assert mean is not None
         return mean._asdict()
     if not judged:
